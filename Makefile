@@ -1,0 +1,139 @@
+# Everything happens inside the checkout: Python in .venv, Rust in target. Stamp files in .venv keep
+# a second run from repeating the work of the first.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
+WHEEL_LIMIT := 2000000
+
+# maturin and pyo3 look for the interpreter here.
+export VIRTUAL_ENV := $(VENV)
+export PYO3_PYTHON := $(BIN)/python
+export PATH := $(BIN):$(PATH)
+unexport PYTHONHOME PYTHONPATH
+
+# nextest runs the same tests, faster; it leaves documentation examples to cargo.
+NEXTEST := $(shell cargo nextest --version 2>/dev/null)
+ifdef NEXTEST
+CARGO_TEST := cargo nextest run --cargo-profile checked --locked
+else
+CARGO_TEST := cargo test --profile checked --locked --lib --bins --tests
+endif
+
+ARM := aarch64-unknown-linux-gnu
+ARM_PACKAGES := qemu-user gcc-aarch64-linux-gnu
+
+.DELETE_ON_ERROR:
+.PHONY: help build demo test test-rust test-python test-arm test-miri lint lint-rust lint-python \
+        fmt wheel check-import coverage clean
+
+help:
+	@echo 'make demo          train the character model of examples/char_lm.py'
+	@echo 'make test          every test, Rust and Python'
+	@echo 'make lint          formats, lints, types, stubs, size of the wheel'
+	@echo 'CONTRIBUTING.md lists the rest.'
+
+# ---- Set-up --------------------------------------------------------------------------------------
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "rnncore needs Python 3.11 or newer; name one: make PYTHON=...")'
+	@cargo --version || { echo 'rnncore needs Rust: https://rustup.rs' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'pip>=25.1' 'maturin>=1.9.4,<2'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --group test
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --group lint
+	touch $@
+
+$(VENV)/.coverage: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --group coverage
+	touch $@
+
+$(VENV)/.built: $(VENV)/.created $(RUST_SOURCES)
+	$(BIN)/maturin develop --release --locked --extras plot,progress
+	touch $@
+
+build: $(VENV)/.built
+
+# ---- The two commands ----------------------------------------------------------------------------
+
+demo: $(VENV)/.built
+	$(BIN)/python examples/char_lm.py $(ARGS)
+
+test: test-rust test-python
+
+test-rust:
+	$(CARGO_TEST)
+	cargo test --profile checked --locked --doc
+
+test-python: $(VENV)/.test $(VENV)/.built
+	$(BIN)/python -m pytest $(ARGS)
+
+# ---- Other machines and checkers -----------------------------------------------------------------
+
+test-arm:
+	@command -v qemu-aarch64 aarch64-linux-gnu-gcc >/dev/null || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        apt-get update && apt-get install --yes --no-install-recommends \
+	            $(ARM_PACKAGES) libc6-dev-arm64-cross; \
+	    else \
+	        echo 'test-arm needs the Debian packages $(ARM_PACKAGES) libc6-dev-arm64-cross' >&2; exit 1; \
+	    fi; }
+	rustup target add $(ARM)
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER='qemu-aarch64 -L /usr/aarch64-linux-gnu' \
+	    cargo test --profile checked --locked --target $(ARM) --lib --tests
+
+test-miri:
+	@cargo +nightly miri --version >/dev/null 2>&1 || \
+	    rustup toolchain install nightly --profile minimal --component miri,rust-src
+	cargo +nightly miri test --locked --test portable $(ARGS)
+
+# ---- Looks ---------------------------------------------------------------------------------------
+
+lint: lint-rust lint-python wheel
+
+lint-rust: $(VENV)/.created
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --all-targets --locked --features python -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked --document-private-items
+
+lint-python: $(VENV)/.test $(VENV)/.lint $(VENV)/.built
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest rnncore._core
+
+fmt: $(VENV)/.lint
+	cargo fmt
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+# ---- Packaging -----------------------------------------------------------------------------------
+
+wheel: $(VENV)/.created
+	rm -rf dist
+	$(BIN)/maturin build --release --locked --out dist
+	$(BIN)/python tools/check_wheel.py dist $(WHEEL_LIMIT)
+
+check-import: $(VENV)/.built
+	$(BIN)/python tools/check_import.py
+
+# ---- Coverage ------------------------------------------------------------------------------------
+
+coverage: $(VENV)/.test $(VENV)/.coverage $(VENV)/.built
+	bash tools/coverage.sh
+
+clean:
+	rm -rf $(VENV) target dist coverage
+	find python -name '_core*.so' -delete

@@ -1,0 +1,48 @@
+"""Recurrent neural networks for NumPy: forward, exact gradients, every gate in reach.
+
+The layers compute in the compiled module ``rnncore._core``; ``rnncore.reference`` is the same
+mathematics in plain NumPy, written to be read.
+"""
+
+from rnncore._core import (
+    __version__,
+    get_level,
+    get_num_threads,
+    levels,
+    set_level,
+    set_num_threads,
+)
+from rnncore.config import show_config
+from rnncore.embedding import Embedding
+from rnncore.layers import GRU, LSTM, MGU, RNN, Gradients, Tape
+from rnncore.linear import Linear
+from rnncore.losses import mean_squared_error, softmax_cross_entropy
+from rnncore.optimizers import SGD, Adam, clip_grad_norm
+from rnncore.parameters import Parameters
+from rnncore.serialization import load, save
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "MGU",
+    "RNN",
+    "SGD",
+    "Adam",
+    "Embedding",
+    "Gradients",
+    "Linear",
+    "Parameters",
+    "Tape",
+    "__version__",
+    "clip_grad_norm",
+    "get_level",
+    "get_num_threads",
+    "levels",
+    "load",
+    "mean_squared_error",
+    "save",
+    "set_level",
+    "set_num_threads",
+    "show_config",
+    "softmax_cross_entropy",
+]

@@ -1,0 +1,548 @@
+"""Optimizers: they change live arrays in place, from gradients under the same names.
+
+Parameters and gradients come as trees: a mapping of names to arrays, a mapping of prefixes to
+trees, or anything with such a mapping as its ``params``, as layers and the results of ``backward``
+have. So ``SGD({"lstm": lstm, "head": head}, 0.1).step({"lstm": g_lstm, "head": g_head})`` trains
+two layers, whose arrays are then called ``lstm.weight_ih_l0`` and so on.
+
+The conventions are PyTorch's: ``weight_decay`` adds ``weight_decay * w`` to the gradient, momentum
+accumulates gradients that are not scaled by the learning rate, and Adam's eps is outside the root.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .parameters import as_flag, as_real_array, check_names, check_shape
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["SGD", "Adam", "Optimizer", "clip_grad_norm"]
+
+
+class Optimizer(ABC):
+    """What all optimizers share: the live arrays, their state, and checked steps.
+
+    A subclass names its settings and its state, and has the update of one array.
+    """
+
+    def __init__(self, params: Any, settings: Mapping[str, object]) -> None:
+        self._settings = self._checked(settings)
+        self._tree = params
+        arrays = _live_arrays("params", params)
+        self._shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        self._state = {name: self._fresh_state(array) for name, array in arrays.items()}
+
+    @staticmethod
+    @abstractmethod
+    def _checked(settings: Mapping[str, object]) -> dict[str, float]:
+        """Check all settings and return them as floats."""
+
+    @staticmethod
+    @abstractmethod
+    def _slots(settings: Mapping[str, float]) -> tuple[str, ...]:
+        """Name the state arrays that every parameter has under these settings."""
+
+    @abstractmethod
+    def _update(
+        self,
+        w: NDArray[Any],
+        g: NDArray[Any],
+        state: Mapping[str, NDArray[Any]],
+        a: NDArray[Any],
+        b: NDArray[Any],
+    ) -> None:
+        """Change w and state in place; a and b are scratch of the same shape and dtype."""
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; set it to follow a schedule."""
+        return self._settings["lr"]
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._settings = self._checked({**self._settings, "lr": value})
+
+    def step(self, grads: Any) -> None:
+        """Update every array once.
+
+        NaN and infinities in a gradient go into its array, without a warning.
+
+        Parameters
+        ----------
+        grads
+            Gradients: a tree that gives exactly the names and shapes of the parameters. Cast to
+            their dtypes; not modified.
+
+        Raises
+        ------
+        TypeError
+            If a gradient is not of real numbers, or ``grads`` no tree.
+        ValueError
+            If names are missing or unexpected, or a shape differs; or if an array of the parameters
+            was replaced by one of another shape or dtype, or made read-only. Nothing has changed.
+        MemoryError
+            If the scratch memory, twice the largest array, cannot be had. Nothing has changed.
+        """
+        arrays = self._arrays()
+        given = _flatten("grads", grads)
+        check_names("grads", arrays, given)
+        gradients = {}
+        for name, w in arrays.items():
+            label = f"grads[{name!r}]"
+            gradients[name] = as_real_array(label, given[name], w.dtype)
+            check_shape(label, gradients[name], w.shape)
+        scratch = {
+            dtype: np.empty((2, max(w.size for w in arrays.values() if w.dtype == dtype)), dtype)
+            for dtype in {w.dtype for w in arrays.values()}
+        }
+        if "step" in self._settings:
+            self._settings["step"] += 1.0
+        with np.errstate(all="ignore"):
+            for name, w in arrays.items():
+                a, b = (part[: w.size].reshape(w.shape) for part in scratch[w.dtype])
+                self._update(w, gradients[name], self._state[name], a, b)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return what a resumed run needs: settings and state, as copies.
+
+        With this and the parameters a run continues bit for bit. Every value is an array, so that
+        the dictionary can be saved like parameters, or by ``numpy.savez``.
+
+        Returns
+        -------
+        dict
+            The settings under their names, as float64 arrays without axes, and the state as
+            ``"velocity.weight"`` and so on.
+        """
+        values = {name: np.array(value) for name, value in self._settings.items()}
+        for slot in self._slots(self._settings):
+            values |= {f"{slot}.{name}": self._state[name][slot].copy() for name in self._state}
+        return values
+
+    def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
+        """Continue where another optimizer of the same class and parameters stopped.
+
+        Parameters
+        ----------
+        state
+            From ``state_dict``. Settings, the learning rate included, are taken over; arrays are
+            copied and cast.
+
+        Raises
+        ------
+        TypeError
+            If ``state`` is no mapping, or a value is not of real numbers.
+        ValueError
+            If names are missing or unexpected, a shape differs, or a setting is out of range.
+            Nothing has changed.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
+        # Which arrays there must be depends on the settings, so these come first.
+        lacking = [name for name in self._settings if name not in state]
+        if lacking:
+            raise ValueError(f"state: missing {', '.join(map(repr, lacking))}")
+        settings = self._checked({name: _scalar(name, state[name]) for name in self._settings})
+        slots = self._slots(settings)
+        arrays = {f"{slot}.{name}": (slot, name) for slot in slots for name in self._shapes}
+        check_names("state", {**self._settings, **arrays}, state)
+        fresh: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in self._shapes}
+        for key, (slot, name) in arrays.items():
+            shape, dtype = self._shapes[name]
+            fresh[name][slot] = as_real_array(f"state[{key!r}]", state[key], dtype, copy=True)
+            check_shape(f"state[{key!r}]", fresh[name][slot], shape)
+        self._settings, self._state = settings, fresh
+
+    def _fresh_state(self, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return {slot: np.zeros(array.shape, array.dtype) for slot in self._slots(self._settings)}
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Collect the live arrays anew: in a plain dict one may have been replaced."""
+        arrays = _live_arrays("params", self._tree)
+        check_names("params", self._shapes, arrays)
+        for name, (shape, dtype) in self._shapes.items():
+            check_shape(f"params[{name!r}]", arrays[name], shape)
+            if arrays[name].dtype != dtype:
+                raise ValueError(
+                    f"params[{name!r}]: expected dtype {dtype}, got {arrays[name].dtype}"
+                )
+        return {name: arrays[name] for name in self._shapes}
+
+    def __repr__(self) -> str:
+        """Name the class, the settings and the number of arrays."""
+        settings = ", ".join(f"{name}={value:g}" for name, value in self._settings.items())
+        return f"<{type(self).__name__} of {len(self._shapes)} arrays: {settings}>"
+
+
+class SGD(Optimizer):
+    """Gradient descent with momentum.
+
+    With gradient g, weight w and velocity v, which begins at 0:
+    ``g = g + weight_decay * w``, ``v = momentum * v + g``, and ``w = w - lr * v``, or with nesterov
+    ``w = w - lr * (g + momentum * v)``.
+
+    Parameters
+    ----------
+    params
+        The live arrays: a layer, a mapping of names to float32 or float64 arrays, or a mapping of
+        prefixes to these.
+    lr
+        Learning rate >= 0.
+    momentum : default 0.0
+        From 0 to below 1.
+    nesterov : default False
+        Whether the gradient step looks ahead along the velocity; needs momentum.
+    weight_decay : default 0.0
+        Factor >= 0 of the L2 penalty's gradient.
+
+    Raises
+    ------
+    TypeError
+        If an option is no number, or ``params`` is not made of float arrays.
+    ValueError
+        If an option is out of range, ``params`` is empty, or an array is read-only or there twice.
+
+    References
+    ----------
+    Polyak, Some methods of speeding up the convergence of iteration methods, 1964 (momentum);
+    Sutskever, Martens, Dahl and Hinton, On the importance of initialization and momentum in deep
+    learning, 2013, equations 1-4 (nesterov). There the velocity carries the learning rate; here,
+    as in PyTorch, it does not, which differs only when the rate changes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnncore.optimizers import SGD
+    >>> params = {"w": np.array([1.0, 2.0])}
+    >>> optimizer = SGD(params, lr=0.5, momentum=0.5)
+    >>> for _ in range(2):
+    ...     optimizer.step({"w": [1.0, 0.0]})
+    >>> params["w"]
+    array([-0.25,  2.  ])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        settings = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": float(as_flag("nesterov", nesterov)),
+            "weight_decay": weight_decay,
+        }
+        super().__init__(params, settings)
+
+    @staticmethod
+    def _checked(settings: Mapping[str, object]) -> dict[str, float]:
+        checked = {
+            "lr": _number("lr", settings["lr"]),
+            "momentum": _number("momentum", settings["momentum"], below=1.0),
+            "nesterov": _number("nesterov", settings["nesterov"]),
+            "weight_decay": _number("weight_decay", settings["weight_decay"]),
+        }
+        if checked["nesterov"] not in (0.0, 1.0):
+            raise ValueError(f"nesterov: expected 0 or 1, got {settings['nesterov']!r}")
+        if checked["nesterov"] and not checked["momentum"]:
+            raise ValueError("nesterov: expected momentum > 0 beside it, got momentum=0")
+        return checked
+
+    @staticmethod
+    def _slots(settings: Mapping[str, float]) -> tuple[str, ...]:
+        return ("velocity",) if settings["momentum"] else ()
+
+    def _update(
+        self,
+        w: NDArray[Any],
+        g: NDArray[Any],
+        state: Mapping[str, NDArray[Any]],
+        a: NDArray[Any],
+        b: NDArray[Any],
+    ) -> None:
+        lr, momentum, nesterov, weight_decay = self._settings.values()
+        if weight_decay:  # g + weight_decay * w
+            np.multiply(w, weight_decay, out=a)
+            g = np.add(g, a, out=a)
+        if momentum:  # v = momentum * v + g
+            v = state["velocity"]
+            v *= momentum
+            v += g
+            if nesterov:  # g + momentum * v
+                np.multiply(v, momentum, out=b)
+                g = np.add(g, b, out=b)
+            else:
+                g = v
+        w -= np.multiply(g, lr, out=b)
+
+
+class Adam(Optimizer):
+    """Steps scaled by running moments of the gradient.
+
+    With gradient g, weight w, mean m and uncentred variance v, which begin at 0, at step
+    t = 1, 2, ...:
+    ``g = g + weight_decay * w``, ``m = beta1 * m + (1 - beta1) * g``,
+    ``v = beta2 * v + (1 - beta2) * g^2``, and
+    ``w = w - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)``.
+
+    Parameters
+    ----------
+    params
+        The live arrays: a layer, a mapping of names to float32 or float64 arrays, or a mapping of
+        prefixes to these.
+    lr : default 1e-3
+        Learning rate >= 0.
+    betas : default (0.9, 0.999)
+        beta1 and beta2, each from 0 to below 1.
+    eps : default 1e-8
+        A number >= 0, outside the root.
+    weight_decay : default 0.0
+        Factor >= 0 of the L2 penalty's gradient (part of g, not the decoupled decay of AdamW).
+
+    Raises
+    ------
+    TypeError
+        If an option is no number, ``betas`` no pair, or ``params`` not made of float arrays.
+    ValueError
+        If an option is out of range, ``params`` is empty, or an array is read-only or there twice.
+
+    References
+    ----------
+    Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnncore.optimizers import Adam
+    >>> params = {"w": np.array([1.0, 2.0])}
+    >>> Adam(params, lr=0.5).step({"w": [3.0, -0.1]})
+    >>> params["w"].round(6)
+    array([0.5, 2.5])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not isinstance(betas, (tuple, list)):
+            raise TypeError(f"betas: expected a pair of numbers, got {type(betas).__name__}")
+        if len(betas) != 2:
+            raise ValueError(f"betas: expected 2 numbers, got {len(betas)}")
+        settings = {
+            "lr": lr,
+            "beta1": betas[0],
+            "beta2": betas[1],
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "step": 0.0,
+        }
+        super().__init__(params, settings)
+
+    @staticmethod
+    def _checked(settings: Mapping[str, object]) -> dict[str, float]:
+        checked = {
+            "lr": _number("lr", settings["lr"]),
+            "beta1": _number("beta1", settings["beta1"], below=1.0),
+            "beta2": _number("beta2", settings["beta2"], below=1.0),
+            "eps": _number("eps", settings["eps"]),
+            "weight_decay": _number("weight_decay", settings["weight_decay"]),
+            "step": _number("step", settings["step"]),
+        }
+        if not checked["step"].is_integer():
+            raise ValueError(f"step: expected a whole number, got {checked['step']}")
+        return checked
+
+    @staticmethod
+    def _slots(settings: Mapping[str, float]) -> tuple[str, ...]:
+        del settings
+        return ("mean", "variance")
+
+    def _update(
+        self,
+        w: NDArray[Any],
+        g: NDArray[Any],
+        state: Mapping[str, NDArray[Any]],
+        a: NDArray[Any],
+        b: NDArray[Any],
+    ) -> None:
+        lr, beta1, beta2, eps, weight_decay, t = self._settings.values()
+        m, v = state["mean"], state["variance"]
+        if weight_decay:  # g + weight_decay * w
+            np.multiply(w, weight_decay, out=a)
+            g = np.add(g, a, out=a)
+        # m = beta1 * m + (1 - beta1) * g
+        m *= beta1
+        m += np.multiply(g, 1.0 - beta1, out=b)
+        # v = beta2 * v + (1 - beta2) * g^2
+        v *= beta2
+        np.square(g, out=b)
+        b *= 1.0 - beta2
+        v += b
+        # w -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+        np.sqrt(v, out=b)
+        b /= math.sqrt(1.0 - beta2**t)
+        b += eps
+        np.divide(m, b, out=b)
+        b *= lr / (1.0 - beta1**t)
+        w -= b
+
+
+def clip_grad_norm(grads: Any, max_norm: float) -> float:
+    """Scale all gradients together so that their joint Euclidean norm is at most ``max_norm``.
+
+    If the norm is NaN or infinite nothing is changed: look at what is returned, and skip the step.
+
+    Parameters
+    ----------
+    grads
+        Gradients: a mapping of names to float32 or float64 arrays, the result of a ``backward``, or
+        a mapping of prefixes to these. Scaled in place, by ``max_norm / norm``, if the norm is
+        larger.
+    max_norm
+        A number > 0; infinity only measures.
+
+    Returns
+    -------
+    float
+        The norm before scaling, computed in float64.
+
+    Raises
+    ------
+    TypeError
+        If ``max_norm`` is no number, or ``grads`` is not made of float arrays.
+    ValueError
+        If ``max_norm`` is NaN, 0 or negative, ``grads`` is empty, or an array is read-only or there
+        twice. Nothing has changed.
+
+    References
+    ----------
+    Pascanu, Mikolov and Bengio, On the difficulty of training recurrent neural networks, 2013,
+    algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnncore.optimizers import clip_grad_norm
+    >>> grads = {"w": np.array([3.0, 0.0]), "b": np.array([4.0])}
+    >>> clip_grad_norm(grads, 1.0)
+    5.0
+    >>> grads["w"].round(12), grads["b"].round(12)
+    (array([0.6, 0. ]), array([0.8]))
+    """
+    limit = _real("max_norm", max_norm)
+    if not limit > 0.0:
+        raise ValueError(f"max_norm: expected a number > 0, got {max_norm!r}")
+    arrays = list(_live_arrays("grads", grads).values())
+    with np.errstate(all="ignore"):
+        norm = _norm(arrays)
+        if math.isfinite(norm) and norm > limit:
+            # In float64, where limit / norm cannot vanish beside a huge norm.
+            for g in arrays:
+                np.multiply(g, limit / norm, out=g, dtype=np.float64, casting="same_kind")
+    return norm
+
+
+def _norm(arrays: list[NDArray[Any]]) -> float:
+    """Return the joint Euclidean norm, in float64, also where the squares leave its range."""
+    squares = sum(float(np.square(g, dtype=np.float64).sum()) for g in arrays)
+    # In between, what underflows is too small to matter.
+    if 1e-280 < squares < math.inf:
+        return math.sqrt(squares)
+    largest = max((float(np.abs(g).max()) for g in arrays if g.size), default=0.0)
+    if math.isnan(squares) or not 0.0 < largest < math.inf:
+        return squares if math.isnan(squares) else largest
+    scaled = (np.square(np.divide(g, largest, dtype=np.float64)) for g in arrays)
+    return largest * math.sqrt(sum(float(part.sum()) for part in scaled))
+
+
+def _flatten(argument: str, tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Collect the leaves of a tree under their joined names."""
+    branches = _branches(tree)
+    if branches is None:
+        where = f"{argument}[{prefix[:-1]!r}]" if prefix else argument
+        raise TypeError(
+            f"{where}: expected a mapping of names to arrays, or something with params, "
+            f"got {type(tree).__name__}"
+        )
+    leaves: dict[str, Any] = {}
+    for key, value in branches.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{argument}: expected names that are text, got {key!r}")
+        name = prefix + key
+        found = {name: value}
+        if _branches(value) is not None:
+            found = _flatten(argument, value, name + ".")
+        for twice in found.keys() & leaves.keys():
+            raise ValueError(f"{argument}: expected every name once, got {twice!r} twice")
+        leaves |= found
+    return leaves
+
+
+def _branches(tree: Any) -> Mapping[Any, Any] | None:
+    """Return the mapping that a tree is or has; None for a leaf."""
+    if isinstance(tree, Mapping):
+        return tree
+    params = getattr(tree, "params", None)
+    return params if isinstance(params, Mapping) else None
+
+
+def _live_arrays(argument: str, tree: Any) -> dict[str, NDArray[Any]]:
+    """Collect the arrays of a tree that can be changed in place."""
+    leaves = _flatten(argument, tree)
+    if not leaves:
+        raise ValueError(f"{argument}: expected at least one array, got none")
+    seen: dict[int, str] = {}
+    for name, array in leaves.items():
+        label = f"{argument}[{name!r}]"
+        if type(array) is not np.ndarray or array.dtype not in (np.float32, np.float64):
+            got = array.dtype if type(array) is np.ndarray else type(array).__name__
+            raise TypeError(f"{label}: expected a float32 or float64 numpy.ndarray, got {got}")
+        if not array.flags.writeable:
+            raise ValueError(f"{label}: expected an array that can be changed, got a read-only one")
+        if id(array) in seen:
+            # Changed twice, it would be wrong without anyone noticing.
+            raise ValueError(f"{label}: expected every array once, got {seen[id(array)]!r} again")
+        seen[id(array)] = name
+    return leaves
+
+
+def _number(name: str, value: object, *, below: float = math.inf) -> float:
+    """Return an option as a float; it must be finite, >= 0, and below a limit."""
+    number = _real(name, value)
+    if not 0.0 <= number < below:
+        limit = "a finite number >= 0" if below == math.inf else f"0 <= number < {below:g}"
+        raise ValueError(f"{name}: expected {limit}, got {value!r}")
+    return number
+
+
+def _real(name: str, value: object) -> float:
+    """Return a scalar as a float; TypeError for bools and all that is no real number."""
+    scalar = isinstance(value, (int, float, np.integer, np.floating))
+    if not scalar or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a real number, got {value!r}")
+    try:
+        # NumPy scalars would widen float32 arrays, Python floats do not.
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number in the range of float64, got more") from None
+
+
+def _scalar(name: str, value: object) -> float:
+    """Return a setting from a state dictionary as a float."""
+    array = as_real_array(f"state[{name!r}]", value, np.float64)
+    check_shape(f"state[{name!r}]", array, ())
+    return float(array)

@@ -1,0 +1,5 @@
+//! Small matrix products in registers, and the packed weights and tables they read and write.
+
+pub mod kernel;
+pub mod pack;
+pub mod view;

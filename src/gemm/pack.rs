@@ -1,0 +1,202 @@
+//! Packed weights: panels that the micro-kernel reads from front to back.
+//!
+//! Forward, a panel holds all gates of a few blocks of LANES units, `[k][block][gate][lane]`: one pass
+//! over it gives every pre-activation that a vector of units needs, side by side in registers. Backward
+//! (and for dx) a panel holds a few vectors of columns of the matrix as it is, `[k][vector][lane]`.
+//! Columns beyond the matrix are zero. Packed once per call, once per life for a frozen layer.
+
+use crate::error::Result;
+use crate::gemm::kernel::MAX_VECTORS;
+use crate::memory::{Aligned, product};
+use crate::parallel::Team;
+use crate::simd::Element;
+
+/// Packing reads and writes so many k at a time: the lines written stay in L1 meanwhile. A guess.
+const K_BLOCK: usize = 32;
+
+/// A weight matrix, packed.
+pub struct Panels<E> {
+    values: Aligned<E>,
+    depth: usize,
+    lanes: usize,
+    /// Vectors of a full panel.
+    per_panel: usize,
+    /// Vectors of all panels; the last panel may have fewer.
+    total: usize,
+}
+
+impl<E: Element> Panels<E> {
+    fn zeroed(depth: usize, lanes: usize, per_panel: usize, total: usize) -> Result<Self> {
+        debug_assert!(per_panel <= MAX_VECTORS && total > 0);
+        let len = product(&[depth, total, lanes], "packed weights (G * H * K)")?;
+        Ok(Self { values: Aligned::zeroed(len, "packed weights")?, depth, lanes, per_panel, total })
+    }
+
+    /// Packs for forward: `weights` is [gates of the cell * hidden, depth], `gates` are the row blocks
+    /// that belong together, `blocks_per_panel` how many blocks of `lanes` units a panel holds.
+    pub fn by_unit(
+        team: &Team<'_>,
+        weights: &[E],
+        gates: &[usize],
+        (hidden, depth): (usize, usize),
+        lanes: usize,
+        blocks_per_panel: usize,
+    ) -> Result<Self> {
+        let blocks = hidden.div_ceil(lanes);
+        let mut panels = Self::zeroed(depth, lanes, blocks_per_panel * gates.len(), blocks * gates.len())?;
+        panels.fill(team, |panel, vectors, values| {
+            for vector in 0..vectors {
+                let block = panel * blocks_per_panel + vector / gates.len();
+                let first = gates[vector % gates.len()] * hidden + block * lanes;
+                let rows = lanes.min(hidden - block * lanes);
+                let from = &weights[first * depth..(first + rows) * depth];
+                transpose(from, depth, &mut values[vector * lanes..], vectors * lanes);
+            }
+        })?;
+        Ok(panels)
+    }
+
+    /// Packs for backward: `weights` is [gates of the cell * hidden, columns]; the packed depth runs over
+    /// the row blocks `gates`, in that order, and their `hidden` rows.
+    pub fn by_column(
+        team: &Team<'_>,
+        weights: &[E],
+        gates: &[usize],
+        (hidden, columns): (usize, usize),
+        lanes: usize,
+        per_panel: usize,
+    ) -> Result<Self> {
+        let mut panels = Self::zeroed(gates.len() * hidden, lanes, per_panel, columns.div_ceil(lanes))?;
+        panels.fill(team, |panel, vectors, values| {
+            let first = panel * per_panel * lanes;
+            let width = (vectors * lanes).min(columns - first);
+            let mut rows = values.chunks_exact_mut(vectors * lanes);
+            for &gate in gates {
+                for (k, row) in (0..hidden).zip(&mut rows) {
+                    let from = (gate * hidden + k) * columns + first;
+                    row[..width].copy_from_slice(&weights[from..from + width]);
+                }
+            }
+        })?;
+        Ok(panels)
+    }
+
+    /// Fills every panel: `fill(panel, vectors, values)`.
+    fn fill(&mut self, team: &Team<'_>, fill: impl Fn(usize, usize, &mut [E]) + Sync) -> Result<()> {
+        if self.depth == 0 {
+            return Ok(());
+        }
+        let (panel_len, total, per_panel) = (self.panel_len(), self.total, self.per_panel);
+        let count = self.count();
+        // Packing costs about what a step does: share it as long as shares are worth a dispatch.
+        let shares = team.size().min(self.values.len() / (1 << 16)).clamp(1, count);
+        let per_share = count.div_ceil(shares);
+        let work = self.values.chunks_mut(per_share * panel_len).enumerate().collect();
+        team.run(work, |(share, panels): (usize, &mut [E])| {
+            let meter = team.watch().meter();
+            for (k, values) in panels.chunks_mut(panel_len).enumerate() {
+                let panel = share * per_share + k;
+                fill(panel, per_panel.min(total - panel * per_panel), values);
+                meter.spend(8 * values.len())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// How many panels.
+    pub fn count(&self) -> usize {
+        self.total.div_ceil(self.per_panel)
+    }
+
+    /// Values in a full panel.
+    pub fn panel_len(&self) -> usize {
+        self.depth * self.per_panel * self.lanes
+    }
+
+    /// Values of all panels.
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// The length of k.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Vectors of a panel row.
+    #[inline(always)]
+    pub fn vectors(&self, panel: usize) -> usize {
+        self.per_panel.min(self.total - panel * self.per_panel)
+    }
+
+    /// The values from the front of `panel` to the end of the last panel.
+    #[inline(always)]
+    pub fn from_panel(&self, panel: usize) -> &[E] {
+        &self.values[panel * self.panel_len()..]
+    }
+}
+
+/// `to[k * stride + row] = from[row * depth + k]`.
+fn transpose<E: Element>(from: &[E], depth: usize, to: &mut [E], stride: usize) {
+    for begin in (0..depth).step_by(K_BLOCK) {
+        let end = (begin + K_BLOCK).min(depth);
+        for (lane, row) in from.chunks_exact(depth).enumerate() {
+            for (k, &value) in (begin..end).zip(&row[begin..end]) {
+                to[k * stride + lane] = value;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::Watch;
+
+    /// [gates * hidden, columns], every value different.
+    fn matrix(rows: usize, columns: usize) -> Vec<f32> {
+        (0..rows * columns).map(|k| k as f32 + 1.0).collect()
+    }
+
+    #[test]
+    fn units_of_all_gates_stand_side_by_side() {
+        let watch = Watch::unattended();
+        let team = Team::assemble(1, &watch);
+        let (hidden, depth, lanes) = (6, 3, 4);
+        let weights = matrix(2 * hidden, depth);
+        for per_panel in [1, 2] {
+            let panels = Panels::by_unit(&team, &weights, &[1, 0], (hidden, depth), lanes, per_panel).unwrap();
+            assert_eq!(panels.count(), 2usize.div_ceil(per_panel));
+            for unit in 0..hidden.next_multiple_of(lanes) {
+                for (g, gate) in [1, 0].into_iter().enumerate() {
+                    for k in 0..depth {
+                        let block = unit / lanes;
+                        let panel = block / per_panel;
+                        let vector = block % per_panel * 2 + g;
+                        let at = (k * panels.vectors(panel) + vector) * lanes + unit % lanes;
+                        let expected = if unit < hidden { weights[(gate * hidden + unit) * depth + k] } else { 0.0 };
+                        assert_eq!(panels.from_panel(panel)[at], expected);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn columns_stand_in_panels_of_vectors() {
+        let watch = Watch::unattended();
+        let team = Team::assemble(2, &watch);
+        let (hidden, columns, lanes) = (2, 10, 4);
+        let weights = matrix(3 * hidden, columns);
+        let panels = Panels::by_column(&team, &weights, &[2, 0], (hidden, columns), lanes, 2).unwrap();
+        assert_eq!((panels.count(), panels.vectors(0), panels.vectors(1), panels.depth()), (2, 2, 1, 4));
+        for (k, row) in [4, 5, 0, 1].into_iter().enumerate() {
+            for column in 0..12 {
+                let panel = column / 8;
+                let at = k * panels.vectors(panel) * lanes + column % 8;
+                let expected = if column < columns { weights[row * columns + column] } else { 0.0 };
+                assert_eq!(panels.from_panel(panel)[at], expected);
+            }
+        }
+    }
+}

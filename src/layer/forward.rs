@@ -1,0 +1,570 @@
+//! Some rows of one direction, forward over a range of steps.
+//!
+//! ```text
+//! 1. for t in steps                       in order: each needs the last one's h
+//! 2.   for panel in panels                units; any order
+//! 3.     for tile in rows                 rows; any order
+//!          sums  = bias
+//!          sums += W x_t                  or, with few rows, what was computed for many steps at once
+//!          sums += U (m*h')
+//!          h, c, saved = cell(sums, h', c')
+//! ```
+//!
+//! Loop 2 is outside loop 3, so that a panel is read into the nearest cache once a step. A cell with its
+//! reset before the product goes through 2 and 3 twice, all units' gates first.
+//!
+//! With few rows `W x` is computed for a chunk of steps at once: a tile of many rows where a step has
+//! few. The sums go to memory and back in between, which is exact, so the bits are the same.
+
+use std::ops::Range;
+
+use crate::cell::{Cell, Forward, MAX_SLOTS, Slots, State, has_reset_stage};
+use crate::error::Result;
+use crate::gemm::kernel::{MAX_ROWS, Product, RowProduct, Rows, max_rows, multiply, multiply_row, panels_at_once};
+use crate::gemm::pack::Panels;
+use crate::gemm::view::Field;
+use crate::layer::weights::{ForwardWeights, Lanes, blocks_per_panel};
+use crate::memory::{Aligned, product};
+use crate::parallel::Meter;
+use crate::shape::Schedule;
+use crate::simd::{Element, Kernel, Simd, Vector};
+
+/// Fewer rows than this take `W x` for a chunk of steps at once. A guess between 1 row (where it wins
+/// 20 %) and 16 (where it loses up to 20 %).
+const MERGE_BELOW: usize = 8;
+/// Values of `W x` held for a chunk: they should stay in L2.
+const CHUNK_VALUES: usize = 1 << 16;
+/// Rows of a chunk at most.
+const CHUNK_ROWS: usize = 128;
+
+/// h and c of the rows of a share, [B, H]: before the first step, then after the last.
+pub struct StateFields<'a, E> {
+    /// h.
+    pub h: Field<'a, E>,
+    /// c, for a cell that has one.
+    pub c: Option<Field<'a, E>>,
+}
+
+/// What backward will read of each step.
+pub struct StepFields<'a, E> {
+    /// [N, H] h before the step.
+    pub h_before: Field<'a, E>,
+    /// [N, H] c before the step.
+    pub c_before: Option<Field<'a, E>>,
+    /// [N, slots, H] the cell's slots.
+    pub slots: Option<Field<'a, E>>,
+}
+
+/// One worker's rows over a range of steps.
+pub struct ForwardShare<'a, E, C> {
+    /// The cell.
+    pub cell: C,
+    /// The packed parameters.
+    pub weights: &'a ForwardWeights<E>,
+    /// H.
+    pub hidden: usize,
+    /// I of this layer.
+    pub features: usize,
+    /// Which rows are there when.
+    pub schedule: &'a Schedule,
+    /// The steps to take; from the last to the first when `reverse`.
+    pub steps: Range<usize>,
+    /// Against time.
+    pub reverse: bool,
+    /// This worker's rows.
+    pub rows: Range<usize>,
+    /// [N, I] packed input.
+    pub input: &'a [E],
+    /// [B, H] what multiplies h' inside the recurrent product.
+    pub mask: Option<&'a [E]>,
+    /// [B, H]
+    pub state: StateFields<'a, E>,
+    /// [N, H] h after each step, for whoever reads it.
+    pub y: Option<Field<'a, E>>,
+    /// What backward will read.
+    pub tape: Option<StepFields<'a, E>>,
+    /// Memory for this worker.
+    pub space: &'a mut Workspace<E>,
+    /// To be stopped.
+    pub meter: Meter<'a>,
+}
+
+/// The memory that one share needs besides its results.
+pub struct Workspace<E> {
+    /// [2][rows, H] m*h' of this step, and of the next.
+    operand: [Aligned<E>; 2],
+    /// [rows, H] r*m*h' of this step.
+    reset_operand: Aligned<E>,
+    /// [rows, panels, slots, lanes] the slots between the stages.
+    pending: Aligned<E>,
+    /// [tile rows, slots, lanes] sums.
+    sums: Aligned<E>,
+    /// [panels, chunk rows, slots of x, lanes] W x of a chunk of steps.
+    chunk: Aligned<E>,
+    /// [chunk rows, I] x of a chunk of steps.
+    chunk_input: Aligned<E>,
+}
+
+impl<E: Element> Workspace<E> {
+    /// For `rows` rows of a cell C with `hidden` units and `features` inputs, over `steps` steps.
+    pub fn new<C: Cell>(
+        lanes: Lanes,
+        rows: usize,
+        steps: usize,
+        (hidden, features): (usize, usize),
+    ) -> Result<Self> {
+        let what = "the workspace of a forward pass";
+        let units = hidden.next_multiple_of(lanes.lanes * blocks_per_panel::<C>(lanes.registers));
+        let state = product(&[rows, hidden], what)?;
+        let slots = product(&[rows, units, MAX_SLOTS], what)?;
+        let stages = usize::from(has_reset_stage::<C>());
+        let chunk = chunk_rows::<C>(rows, steps, units);
+        Ok(Self {
+            operand: [Aligned::zeroed(state, what)?, Aligned::zeroed(state, what)?],
+            reset_operand: Aligned::zeroed(stages * state, what)?,
+            pending: Aligned::zeroed(stages * slots, what)?,
+            sums: Aligned::zeroed(MAX_ROWS * MAX_SLOTS * lanes.lanes, what)?,
+            chunk: Aligned::zeroed(product(&[chunk, units, C::INPUT], what)?, what)?,
+            chunk_input: Aligned::zeroed(product(&[chunk, features], what)?, what)?,
+        })
+    }
+}
+
+/// How many rows of `W x` to compute at once; 0 to compute it step by step.
+fn chunk_rows<C: Cell>(rows: usize, steps: usize, units: usize) -> usize {
+    if rows >= MERGE_BELOW || steps <= 1 {
+        return 0;
+    }
+    let fitting = (CHUNK_VALUES / (units * C::INPUT)).clamp(2 * MERGE_BELOW, CHUNK_ROWS);
+    fitting.min(rows * steps).next_multiple_of(rows)
+}
+
+/// What is the same for every tile of a share.
+#[derive(Clone, Copy)]
+struct Tiling {
+    /// Rows of a tile at most.
+    rows: usize,
+    /// Blocks of units in a full panel.
+    blocks: usize,
+    /// Panels that a single row takes at once.
+    at_once: usize,
+}
+
+impl Tiling {
+    fn of<C: Cell>(registers: usize) -> Self {
+        let blocks = blocks_per_panel::<C>(registers);
+        let widest = C::INPUT.max(C::RECURRENT.len()).max(C::CANDIDATE.len()) * blocks;
+        Self { rows: max_rows(registers, widest), blocks, at_once: panels_at_once(widest) }
+    }
+}
+
+/// One step of one share: which step, how many rows, and where its `W x` lies if it was computed ahead.
+#[derive(Clone, Copy)]
+struct Step {
+    t: usize,
+    rows: usize,
+    /// The step's first row in the chunk, and the rows of a chunk.
+    ahead: Option<(usize, usize)>,
+}
+
+/// A few rows of a few panels: one panel, or several for a single row.
+#[derive(Clone)]
+struct Tile {
+    rows: Range<usize>,
+    panels: Range<usize>,
+}
+
+impl<E: Element, C: Cell> Kernel<E> for ForwardShare<'_, E, C> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(mut self, s: S) -> Result<()> {
+        let tiling = Tiling::of::<C>(S::REGISTERS);
+        self.load_operand(s);
+        let units = self.hidden.next_multiple_of(S::LANES * tiling.blocks);
+        let capacity = chunk_rows::<C>(self.rows.len(), self.schedule.steps(), units);
+        let (begin, count, reverse) = (self.steps.start, self.steps.len(), self.reverse);
+        let in_order = move |k: usize| if reverse { begin + count - 1 - k } else { begin + k };
+        let mut done = 0;
+        while done < count {
+            let chunk = if capacity == 0 { 1 } else { (capacity / self.rows.len()).min(count - done) };
+            let steps = (done..done + chunk).map(in_order);
+            if capacity > 0 {
+                self.input_ahead(s, tiling, steps.clone())?;
+            }
+            let (mut first, total) = (0, steps.clone().map(|t| self.active(t)).sum());
+            for t in steps {
+                let rows = self.active(t);
+                let ahead = (capacity > 0).then_some((first, total));
+                self.step(s, tiling, Step { t, rows, ahead })?;
+                first += rows;
+            }
+            done += chunk;
+        }
+        Ok(())
+    }
+}
+
+impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
+    /// How many of this share's rows are there at step `t`.
+    fn active(&self, t: usize) -> usize {
+        self.schedule.active(t).min(self.rows.end).saturating_sub(self.rows.start)
+    }
+
+    /// The operand of the recurrent product before the first step, for rows that enter later too.
+    #[inline(always)]
+    fn load_operand<S: Simd<E>>(&mut self, s: S) {
+        let rows = self.rows.clone();
+        for unit in (0..self.hidden).step_by(S::LANES) {
+            let width = S::LANES.min(self.hidden - unit);
+            let h = self.state.h.block(0, rows.clone(), unit, width);
+            for r in 0..rows.len() {
+                let value = masked(s, h.load(s, r, 0, 0), self.mask, (rows.start + r) * self.hidden + unit, width);
+                let at = r * self.hidden + unit;
+                for operand in &mut self.space.operand {
+                    value.store_partial(&mut operand[at..at + width]);
+                }
+            }
+        }
+    }
+
+    /// W x + bias of all rows of some steps, in this order.
+    #[inline(always)]
+    fn input_ahead<S: Simd<E>>(
+        &mut self,
+        s: S,
+        tiling: Tiling,
+        steps: impl Iterator<Item = usize> + Clone,
+    ) -> Result<()> {
+        let features = self.features;
+        let mut total = 0;
+        for t in steps {
+            let rows = self.active(t);
+            let first = (self.schedule.rows(t).start + self.rows.start) * features;
+            let to = &mut self.space.chunk_input[total * features..(total + rows) * features];
+            to.copy_from_slice(&self.input[first..first + rows * features]);
+            total += rows;
+        }
+        let (input, lanes) = (&self.weights.input, S::LANES);
+        let mut before = 0;
+        for panel in 0..input.count() {
+            let vectors = input.vectors(panel);
+            let (width, blocks) = (vectors * lanes, vectors / C::INPUT);
+            let sums = &mut self.space.chunk[before..before + total * width];
+            before += total * width;
+            for tile in tiles(total, max_rows(S::REGISTERS, vectors)) {
+                let sums = &mut sums[tile.start * width..];
+                for (r, b, slot) in indices(tile.len(), blocks, C::INPUT) {
+                    let bias = bias_of::<C>(lanes, panel * tiling.blocks + b, slot);
+                    s.load(&self.weights.bias[bias..]).store(&mut sums[((r * blocks + b) * C::INPUT + slot) * lanes..]);
+                }
+                let a = Rows { values: &self.space.chunk_input[tile.start * features..], row_stride: features, depth_stride: 1 };
+                multiply(s, Product {
+                    rows: tile.len(),
+                    vectors,
+                    depth: features,
+                    a,
+                    panel: input.from_panel(panel),
+                    panel_stride: width as isize,
+                    sums,
+                    sums_stride: width,
+                    fresh: false,
+                });
+            }
+            self.meter.spend(total * features * width)?;
+        }
+        Ok(())
+    }
+
+    /// One step of all rows that are there.
+    #[inline(always)]
+    fn step<S: Simd<E>>(&mut self, s: S, tiling: Tiling, step: Step) -> Result<()> {
+        let work = self.features + self.hidden;
+        for tile in self.tiles_of(tiling, step.rows, &self.weights.recurrent) {
+            self.begin_sums(s, tiling, step, &tile);
+            if step.ahead.is_none() {
+                self.add_input(s, tiling, step, &tile);
+            }
+            self.add_recurrent(s, tiling, &tile);
+            if has_reset_stage::<C>() {
+                self.reset_gates(s, tiling, &tile);
+            } else {
+                self.finish(s, tiling, step, &tile);
+            }
+            self.meter.spend(tile.rows.len() * tile.panels.len() * tiling.blocks * C::SLOTS * S::LANES * work)?;
+        }
+        if let Some(candidate) = &self.weights.candidate {
+            for tile in self.tiles_of(tiling, step.rows, candidate) {
+                self.resume_sums(s, &tile);
+                self.add_candidate(s, candidate, &tile);
+                self.finish(s, tiling, step, &tile);
+                self.meter.spend(tile.rows.len() * tile.panels.len() * S::LANES * self.hidden)?;
+            }
+        }
+        self.space.operand.swap(0, 1);
+        Ok(())
+    }
+
+    /// The tiles of a step: panel by panel, every row; a single row takes several panels of one width.
+    #[inline(always)]
+    fn tiles_of(&self, tiling: Tiling, rows: usize, panels: &Panels<E>) -> impl Iterator<Item = Tile> + use<E, C> {
+        let count = panels.count();
+        let full = if panels.vectors(count - 1) == panels.vectors(0) { count } else { count - 1 };
+        let at_once = if rows == 1 { tiling.at_once } else { 1 };
+        let mut panel = 0;
+        std::iter::from_fn(move || {
+            (panel < count).then(|| {
+                let end = if panel < full { (panel + at_once).min(full) } else { count };
+                std::mem::replace(&mut panel, end)..end
+            })
+        })
+        .flat_map(move |panels| {
+            tiles(rows, tiling.rows).map(move |rows| Tile { rows, panels: panels.clone() })
+        })
+    }
+
+    /// Blocks of units in a panel.
+    #[inline(always)]
+    fn blocks(&self, panel: usize) -> usize {
+        self.weights.input.vectors(panel) / C::INPUT
+    }
+
+    /// Sums begin with the bias, or with the `W x + bias` that was computed ahead.
+    #[inline(always)]
+    fn begin_sums<S: Simd<E>>(&mut self, s: S, tiling: Tiling, step: Step, tile: &Tile) {
+        let blocks = self.blocks(tile.panels.start);
+        let rows = tile.rows.len();
+        for (q, panel) in tile.panels.clone().enumerate() {
+            for (r, b, slot) in indices(rows, blocks, C::SLOTS) {
+                let from = match step.ahead {
+                    Some((first, total)) if slot < C::INPUT => {
+                        let full = tiling.blocks * C::INPUT;
+                        let row = first + tile.rows.start + r;
+                        let at = (panel * total * full + (row * blocks + b) * C::INPUT + slot) * S::LANES;
+                        s.load(&self.space.chunk[at..])
+                    }
+                    _ => s.load(&self.weights.bias[bias_of::<C>(S::LANES, panel * tiling.blocks + b, slot)..]),
+                };
+                let at = (((q * rows + r) * blocks + b) * C::SLOTS + slot) * S::LANES;
+                from.store(&mut self.space.sums[at..]);
+            }
+        }
+    }
+
+    /// sums += W x_t.
+    #[inline(always)]
+    fn add_input<S: Simd<E>>(&mut self, s: S, _tiling: Tiling, step: Step, tile: &Tile) {
+        let first = self.schedule.rows(step.t).start + self.rows.start + tile.rows.start;
+        let a = Rows { values: &self.input[first * self.features..], row_stride: self.features, depth_stride: 1 };
+        let row_len = self.blocks(tile.panels.start) * C::SLOTS * S::LANES;
+        add_product(s, &self.weights.input, a, tile, &mut self.space.sums, row_len);
+    }
+
+    /// sums += U (m*h').
+    #[inline(always)]
+    fn add_recurrent<S: Simd<E>>(&mut self, s: S, _tiling: Tiling, tile: &Tile) {
+        let row_len = self.blocks(tile.panels.start) * C::SLOTS * S::LANES;
+        let a = operand_rows(&self.space.operand[0], tile.rows.start, self.hidden);
+        let sums = &mut self.space.sums[C::RECURRENT.start * S::LANES..];
+        add_product(s, &self.weights.recurrent, a, tile, sums, row_len);
+    }
+
+    /// sums += U (r*m*h'), for the candidate.
+    #[inline(always)]
+    fn add_candidate<S: Simd<E>>(&mut self, s: S, panels: &Panels<E>, tile: &Tile) {
+        let a = operand_rows(&self.space.reset_operand, tile.rows.start, self.hidden);
+        let sums = &mut self.space.sums[C::CANDIDATE.start * S::LANES..];
+        add_product(s, panels, a, tile, sums, C::SLOTS * S::LANES);
+    }
+
+    /// Between the stages: gates are activated and wait; r*m*h' is complete once every tile was here.
+    #[inline(always)]
+    fn reset_gates<S: Simd<E>>(&mut self, s: S, tiling: Tiling, tile: &Tile) {
+        let rows = tile.rows.len();
+        for (q, panel) in tile.panels.clone().enumerate() {
+            let unit = panel * S::LANES;
+            let width = S::LANES.min(self.hidden - unit);
+            for r in 0..rows {
+                let pre = load_slots::<E, S, C>(s, &self.space.sums, q * rows + r);
+                let at = (tile.rows.start + r) * self.hidden + unit;
+                let operand = s.load_partial(&self.space.operand[0][at..at + width]);
+                let (slots, product) = self.cell.reset(s, pre, operand);
+                product.store_partial(&mut self.space.reset_operand[at..at + width]);
+                let row = (tile.rows.start + r) * self.weights.recurrent.count() + panel;
+                store_slots::<E, S, C>(slots, &mut self.space.pending, row);
+            }
+        }
+        debug_assert_eq!(tiling.blocks, 1);
+    }
+
+    /// The sums of the second stage begin where the first left them.
+    #[inline(always)]
+    fn resume_sums<S: Simd<E>>(&mut self, s: S, tile: &Tile) {
+        let rows = tile.rows.len();
+        for (q, panel) in tile.panels.clone().enumerate() {
+            for r in 0..rows {
+                let row = (tile.rows.start + r) * self.weights.recurrent.count() + panel;
+                let slots = load_slots::<E, S, C>(s, &self.space.pending, row);
+                store_slots::<E, S, C>(slots, &mut self.space.sums, q * rows + r);
+            }
+        }
+    }
+
+    /// The cell's equations, and every place where their results go.
+    #[inline(always)]
+    fn finish<S: Simd<E>>(&mut self, s: S, tiling: Tiling, step: Step, tile: &Tile) {
+        let blocks = self.blocks(tile.panels.start);
+        for (q, panel) in tile.panels.clone().enumerate() {
+            for b in 0..blocks {
+                let unit = (panel * tiling.blocks + b) * S::LANES;
+                let first = (q * tile.rows.len() * blocks + b) * C::SLOTS;
+                self.finish_block(s, step, &tile.rows, unit, (first, blocks * C::SLOTS));
+            }
+        }
+    }
+
+    /// One vector of units of the rows of a tile. `sums` says where the first row's sums are, and how
+    /// far apart rows are, in vectors.
+    #[inline(always)]
+    fn finish_block<S: Simd<E>>(&mut self, s: S, step: Step, rows: &Range<usize>, unit: usize, sums: (usize, usize)) {
+        let Self { cell, state, y, tape, mask, space, hidden, .. } = self;
+        let (hidden, mask) = (*hidden, *mask);
+        let width = S::LANES.min(hidden - unit);
+        let places = self.rows.start + rows.start..self.rows.start + rows.end;
+        let mut h_state = state.h.block(0, places.clone(), unit, width);
+        let mut c_state = if C::HAS_CELL { state.c.as_mut().map(|c| c.block(0, places.clone(), unit, width)) } else { None };
+        let mut y = y.as_mut().map(|y| y.block(step.t, places.clone(), unit, width));
+        let mut tape = tape.as_mut().map(|tape| {
+            let h_before = tape.h_before.block(step.t, places.clone(), unit, width);
+            let c_before = if C::HAS_CELL { tape.c_before.as_mut().map(|c| c.block(step.t, places.clone(), unit, width)) } else { None };
+            let slots = if C::SAVED > 0 { tape.slots.as_mut().map(|slots| slots.block(step.t, places.clone(), unit, width)) } else { None };
+            (h_before, c_before, slots)
+        });
+        for r in 0..rows.len() {
+            let mut pre: Slots<S::V> = [s.splat(E::ZERO); MAX_SLOTS];
+            for slot in 0..C::SLOTS {
+                pre[slot] = s.load(&space.sums[(sums.0 + r * sums.1 + slot) * S::LANES..]);
+            }
+            let h_before = h_state.load(s, r, 0, 0);
+            let c_before = c_state.as_ref().map_or(h_before, |c| c.load(s, r, 0, 0));
+            let Forward { saved, state } = cell.forward(s, pre, State { h: h_before, c: c_before });
+            h_state.store(s, r, 0, 0, state.h);
+            if let Some(c) = &mut c_state {
+                c.store(s, r, 0, 0, state.c);
+            }
+            let operand = masked(s, state.h, mask, (places.start + r) * hidden + unit, width);
+            let at = (rows.start + r) * hidden + unit;
+            if width == S::LANES {
+                operand.store(&mut space.operand[1][at..]);
+            } else {
+                operand.store_partial(&mut space.operand[1][at..at + width]);
+            }
+            if let Some(y) = &mut y {
+                y.store(s, r, 0, 0, state.h);
+            }
+            if let Some((tape_h, tape_c, slots)) = &mut tape {
+                tape_h.store(s, r, 0, 0, h_before);
+                if let Some(tape_c) = tape_c {
+                    tape_c.store(s, r, 0, 0, c_before);
+                }
+                if let Some(slots) = slots {
+                    for slot in 0..C::SAVED {
+                        slots.store(s, r, slot, 0, saved[slot]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Cuts `rows` into tiles of at most `most` rows, as even as can be.
+#[inline(always)]
+pub fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    let count = rows.div_ceil(most);
+    (0..count).map(move |k| rows * k / count..rows * (k + 1) / count)
+}
+
+/// All of rows x blocks x slots, slots fastest.
+#[inline(always)]
+fn indices(rows: usize, blocks: usize, slots: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..rows).flat_map(move |r| (0..blocks).flat_map(move |b| (0..slots).map(move |slot| (r, b, slot))))
+}
+
+/// Where the packed bias of a block and slot lies.
+#[inline(always)]
+fn bias_of<C: Cell>(lanes: usize, block: usize, slot: usize) -> usize {
+    (block * C::SLOTS + slot) * lanes
+}
+
+/// Rows of an operand [rows, H] from `row` on.
+#[inline(always)]
+fn operand_rows<E>(operand: &[E], row: usize, hidden: usize) -> Rows<'_, E> {
+    Rows { values: &operand[row * hidden..], row_stride: hidden, depth_stride: 1 }
+}
+
+/// `value` times its mask, if there is one.
+#[inline(always)]
+pub fn masked<E: Element, S: Simd<E>>(s: S, value: S::V, mask: Option<&[E]>, at: usize, width: usize) -> S::V {
+    match mask {
+        Some(mask) => value * s.load_partial(&mask[at..at + width]),
+        None => value,
+    }
+}
+
+/// The slots of row `row` of a packed [rows, slots, lanes].
+#[inline(always)]
+fn load_slots<E: Element, S: Simd<E>, C: Cell>(s: S, from: &[E], row: usize) -> Slots<S::V> {
+    let mut slots = [s.splat(E::ZERO); MAX_SLOTS];
+    for slot in 0..C::SLOTS {
+        slots[slot] = s.load(&from[(row * C::SLOTS + slot) * S::LANES..]);
+    }
+    slots
+}
+
+/// The mirror of [`load_slots`].
+#[inline(always)]
+fn store_slots<E: Element, S: Simd<E>, C: Cell>(slots: Slots<S::V>, to: &mut [E], row: usize) {
+    for slot in 0..C::SLOTS {
+        slots[slot].store(&mut to[(row * C::SLOTS + slot) * S::LANES..]);
+    }
+}
+
+/// sums += a panels, for the rows and panels of a tile.
+#[inline(always)]
+fn add_product<E: Element, S: Simd<E>>(
+    s: S,
+    panels: &Panels<E>,
+    a: Rows<'_, E>,
+    tile: &Tile,
+    sums: &mut [E],
+    row_len: usize,
+) {
+    let panel = tile.panels.start;
+    let (vectors, depth) = (panels.vectors(panel), panels.depth());
+    if tile.rows.len() == 1 {
+        multiply_row(s, RowProduct {
+            count: tile.panels.len(),
+            vectors,
+            depth,
+            a: a.values,
+            a_stride: 0,
+            panels: panels.from_panel(panel),
+            panels_stride: panels.panel_len(),
+            sums,
+            sums_stride: row_len,
+            fresh: false,
+        });
+    } else {
+        multiply(s, Product {
+            rows: tile.rows.len(),
+            vectors,
+            depth,
+            a,
+            panel: panels.from_panel(panel),
+            panel_stride: (vectors * S::LANES) as isize,
+            sums,
+            sums_stride: row_len,
+            fresh: false,
+        });
+    }
+}

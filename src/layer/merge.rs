@@ -1,0 +1,138 @@
+//! Between the caller's arrays and packed sequences, and between two directions and one sequence.
+
+use crate::error::Result;
+use crate::layer::config::Merge;
+use crate::memory::{filled, product, reserved};
+use crate::shape::Schedule;
+use crate::simd::Element;
+
+/// The caller's row of each packed row: where row (t, place) stands in (T, B, ..) or (B, T, ..).
+fn caller_rows(schedule: &Schedule, batch_first: bool) -> impl Iterator<Item = usize> + '_ {
+    let (time, batch) = (schedule.time(), schedule.batch());
+    (0..schedule.steps()).flat_map(move |t| {
+        schedule.order()[..schedule.active(t)]
+            .iter()
+            .map(move |&row| if batch_first { row * time + t } else { t * batch + row })
+    })
+}
+
+/// [N, width] from the caller's (T, B, width) or (B, T, width); padding is not read.
+pub fn pack<E: Element>(values: &[E], schedule: &Schedule, batch_first: bool, width: usize, what: &str) -> Result<Vec<E>> {
+    let mut packed = reserved(product(&[schedule.packed_rows(), width], what)?, what)?;
+    if schedule.is_plain(batch_first) {
+        packed.extend_from_slice(&values[..schedule.packed_rows() * width]);
+        return Ok(packed);
+    }
+    for row in caller_rows(schedule, batch_first) {
+        packed.extend_from_slice(&values[row * width..(row + 1) * width]);
+    }
+    Ok(packed)
+}
+
+/// The caller's (T, B, width) or (B, T, width) from [N, width]; exactly 0 beyond each row's length. A
+/// plain sequence is handed on as it is.
+pub fn unpack<E: Element>(packed: Vec<E>, schedule: &Schedule, batch_first: bool, width: usize, what: &str) -> Result<Vec<E>> {
+    if schedule.is_plain(batch_first) {
+        return Ok(packed);
+    }
+    unpack_columns(&packed, width, 0, schedule, batch_first, width, what)
+}
+
+/// As [`unpack`], from `width` columns of wider packed rows.
+pub fn unpack_columns<E: Element>(
+    packed: &[E],
+    row_len: usize,
+    column: usize,
+    schedule: &Schedule,
+    batch_first: bool,
+    width: usize,
+    what: &str,
+) -> Result<Vec<E>> {
+    let len = product(&[schedule.time(), schedule.batch(), width], what)?;
+    let mut values = filled(len, E::ZERO, what)?;
+    for (from, row) in packed.chunks_exact(row_len).zip(caller_rows(schedule, batch_first)) {
+        values[row * width..(row + 1) * width].copy_from_slice(&from[column..column + width]);
+    }
+    Ok(values)
+}
+
+/// [B, H] in the schedule's order from the caller's; zeros without.
+pub fn pack_state<E: Element>(state: Option<&[E]>, schedule: &Schedule, hidden: usize) -> Result<Vec<E>> {
+    let what = "the state (B * H)";
+    let len = product(&[schedule.batch(), hidden], what)?;
+    let Some(state) = state else { return filled(len, E::ZERO, what) };
+    let mut packed = reserved(len, what)?;
+    for &row in schedule.order() {
+        packed.extend_from_slice(&state[row * hidden..(row + 1) * hidden]);
+    }
+    Ok(packed)
+}
+
+/// The caller's [B, H] from the schedule's order.
+pub fn unpack_state<E: Element>(packed: &[E], schedule: &Schedule, hidden: usize, to: &mut [E]) {
+    for (from, &row) in packed.chunks_exact(hidden).zip(schedule.order()) {
+        to[row * hidden..(row + 1) * hidden].copy_from_slice(from);
+    }
+}
+
+/// Two directions [N, H] into one sequence [N, H]; concatenation needs no work, they are written so.
+pub fn merge<E: Element>(merge: Merge, forward: &mut [E], reverse: &[E]) {
+    let half = E::from_f64(0.5);
+    for (a, &b) in forward.iter_mut().zip(reverse) {
+        *a = match merge {
+            Merge::Sum => *a + b,
+            Merge::Mean => (*a + b) * half,
+            Merge::Mul => *a * b,
+            Merge::Concat => unreachable!("directions are concatenated where they are written"),
+        };
+    }
+}
+
+/// The gradient of each direction from that of the merged sequence, where it is not the same array:
+/// half of it for the mean, times the other direction's output for the product.
+pub fn merge_backward<E: Element>(dy: &[E], other: Option<&[E]>) -> Result<Vec<E>> {
+    let mut part = reserved(dy.len(), "the gradient of a direction (N * H)")?;
+    match other {
+        None => part.extend(dy.iter().map(|&d| d * E::from_f64(0.5))),
+        Some(other) => part.extend(dy.iter().zip(other).map(|(&d, &h)| d * h)),
+    }
+    Ok(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packing_and_back_zeroes_the_padding() {
+        let schedule = Schedule::ragged(3, 2, &[1, 3]).unwrap();
+        for batch_first in [false, true] {
+            let at = |t: usize, b: usize| if batch_first { b * 3 + t } else { t * 2 + b };
+            let values: Vec<f32> = (0..12).map(|k| k as f32 + 1.0).collect();
+            let packed = pack(&values, &schedule, batch_first, 2, "x").unwrap();
+            let rows = [at(0, 1), at(0, 0), at(1, 1), at(2, 1)];
+            let expected: Vec<f32> = rows.iter().flat_map(|&r| values[2 * r..2 * r + 2].to_vec()).collect();
+            assert_eq!(packed, expected);
+            let back = unpack(packed, &schedule, batch_first, 2, "y").unwrap();
+            for t in 0..3 {
+                for b in 0..2 {
+                    let row = at(t, b);
+                    let there = b == 1 || t == 0;
+                    let expected = if there { &values[2 * row..2 * row + 2] } else { &[0.0, 0.0] };
+                    assert_eq!(&back[2 * row..2 * row + 2], expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn states_follow_the_order() {
+        let schedule = Schedule::ragged(2, 3, &[0, 2, 1]).unwrap();
+        let state = [0f64, 1.0, 2.0];
+        let packed = pack_state(Some(&state), &schedule, 1).unwrap();
+        assert_eq!(packed, [1.0, 2.0, 0.0]);
+        let mut back = [9f64; 3];
+        unpack_state(&packed, &schedule, 1, &mut back);
+        assert_eq!(back, state);
+    }
+}

@@ -1,0 +1,33 @@
+//! Layers: cells over time, in both directions, stacked. Everything here is safe code.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `config.rs` | what a layer is: cell, sizes, options, the shapes of its parameters |
+//! | `weights.rs` | one direction's parameters, packed for forward and for backward |
+//! | `forward.rs` | one share of rows of one direction, forward over a range of steps |
+//! | `backward.rs` | the same share, back over the same steps, directly mirroring it |
+//! | `products.rs` | what has no recursion: dW, dU, db and dx of a chunk of steps |
+//! | `dropout.rs` | the counter-based masks |
+//! | `merge.rs` | two directions into one sequence, and back; between packed and the caller's layout |
+//! | `tape.rs` | what forward leaves for backward |
+//! | `direction.rs` | one direction of one layer: its shares, its chunks, its checkpoints |
+//! | `stack.rs` | layers x directions: the library's entry points |
+//! | `frozen.rs` | packed weights with a state inside, for streams |
+
+mod backward;
+mod config;
+mod direction;
+mod dropout;
+mod forward;
+mod frozen;
+mod merge;
+mod products;
+mod stack;
+mod tape;
+mod weights;
+
+pub use config::{CellKind, Config, Merge};
+pub use dropout::Masks;
+pub use frozen::Frozen;
+pub use stack::{BackwardOptions, Execution, ForwardOptions, Gradients, Input, Output, Stack};
+pub use tape::Tape;

@@ -1,0 +1,369 @@
+//! What has no recursion: the gradients of the parameters and of x, as products over a chunk of steps.
+//!
+//! ```text
+//! dW += dpre' x        dU += dpre' (m*h')        db += column sums of dpre        dx = dpre W
+//! ```
+//!
+//! They are shared over threads by output (gate rows of dW and dU, rows of dx), never along the sum, so
+//! the bits do not depend on the number of threads. Sums over rows run in the order in which backward
+//! meets the rows, last step first, so they do not depend on how steps are cut into chunks either.
+
+use std::ops::Range;
+
+use crate::cell::{Cell, has_reset_stage};
+use crate::error::Result;
+use crate::gemm::kernel::{MAX_ROWS, MAX_VECTORS, Product, Rows, max_rows, multiply};
+use crate::gemm::pack::Panels;
+use crate::layer::forward::tiles;
+use crate::layer::weights::{Lanes, columns_per_panel};
+use crate::memory::{Aligned, product};
+use crate::parallel::Meter;
+use crate::simd::{Element, Kernel, Simd, Vector};
+
+/// A chunk whose dpre is smaller than this is read where it lies; a larger one is packed first, because
+/// rows far apart waste the TLB. Between the 160 KB (AVX2) and 256 KB (AVX-512) measured best.
+const DIRECT_BYTES: usize = 200 << 10;
+/// Part of a panel that should stay in L2 while rows pass over it.
+const PANEL_BYTES: usize = 256 << 10;
+
+/// Gradients of one direction's parameters, as PyTorch lays them out.
+pub struct ParamGradients<'a, E> {
+    /// [G*H, I]
+    pub weight_ih: &'a mut [E],
+    /// [G*H, H]
+    pub weight_hh: &'a mut [E],
+}
+
+/// A chunk of steps: what backward left, and what forward had read.
+#[derive(Clone, Copy)]
+pub struct Chunk<'a, E> {
+    /// [rows, slots, H]
+    pub pre: &'a [E],
+    /// [rows, I]
+    pub input: &'a [E],
+    /// [rows, H] m*h'
+    pub operand: &'a [E],
+    /// [rows, H] r*m*h', where there is a second stage
+    pub reset_operand: &'a [E],
+    /// Packed rows of the chunk.
+    pub rows: usize,
+    /// Whether backward met the rows from the first to the last.
+    pub ascending: bool,
+}
+
+/// Sizes that every product of a direction shares.
+#[derive(Clone, Copy)]
+pub struct Extent {
+    /// H.
+    pub hidden: usize,
+    /// I of this layer.
+    pub features: usize,
+    /// Slots of the cell.
+    pub slots: usize,
+}
+
+/// One thing to compute.
+enum Work<'a, E> {
+    /// out [m, n] += columns `pre` of dpre, transposed, times `right` [rows, n].
+    Weights { pre: Range<usize>, right: &'a [E], n: usize, out: &'a mut [E] },
+    /// out [m] += sums of the columns `pre` of dpre.
+    Bias { pre: Range<usize>, out: &'a mut [E] },
+    /// out [rows, I] = dpre W, or += when `add`.
+    Input { rows: Range<usize>, panels: &'a Panels<E>, add: bool, out: &'a mut [E] },
+}
+
+/// One worker's part of the products of a chunk.
+pub struct ProductShare<'a, E> {
+    chunk: Chunk<'a, E>,
+    extent: Extent,
+    work: Vec<Work<'a, E>>,
+    space: &'a mut ProductSpace<E>,
+    meter: Meter<'a>,
+}
+
+/// The memory that one worker needs besides its results.
+pub struct ProductSpace<E> {
+    /// [m, rows] dpre, tile by tile.
+    left: Aligned<E>,
+    /// [rows, panel width] the right operand.
+    right: Aligned<E>,
+    /// [tile rows, panel width] sums of a panel that is wider than what is left.
+    sums: Aligned<E>,
+}
+
+impl<E: Element> ProductSpace<E> {
+    /// For chunks of at most `rows` rows, shared by `parts` workers.
+    pub fn new(lanes: Lanes, rows: usize, extent: Extent, parts: usize) -> Result<Self> {
+        let what = "the workspace of the weight gradients";
+        let width = lanes.column_vectors() * lanes.lanes;
+        // Shares are cut evenly, rounded up.
+        let m = (extent.slots * extent.hidden).div_ceil(parts) + 1;
+        let packed = if is_direct::<E>(rows, extent) { 0 } else { product(&[rows, m], what)? };
+        Ok(Self {
+            left: Aligned::zeroed(packed, what)?,
+            right: Aligned::zeroed(product(&[rows, width], what)?, what)?,
+            sums: Aligned::zeroed(MAX_ROWS * MAX_VECTORS * lanes.lanes, what)?,
+        })
+    }
+}
+
+fn is_direct<E>(rows: usize, extent: Extent) -> bool {
+    rows * extent.slots * extent.hidden * size_of::<E>() <= DIRECT_BYTES
+}
+
+/// Neighbouring slots whose rows of the weights are neighbours too: (slots, first gate), by gate.
+fn runs<C: Cell>(slots: Range<usize>) -> Vec<(Range<usize>, usize)> {
+    let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
+    for slot in slots {
+        match runs.last_mut() {
+            Some((run, gate)) if C::gate(slot) == *gate + run.len() => run.end = slot + 1,
+            _ => runs.push((slot..slot + 1, C::gate(slot))),
+        }
+    }
+    runs
+}
+
+/// What the products of a chunk write to.
+pub struct Outputs<'a, E> {
+    /// dW and dU.
+    pub params: ParamGradients<'a, E>,
+    /// [slots, H] sums of dpre, for the biases.
+    pub bias: &'a mut [E],
+    /// [rows, I] of the chunk.
+    pub dx: &'a mut [E],
+    /// Whether dx holds another direction's part already.
+    pub add_dx: bool,
+}
+
+/// Cuts the products of a chunk into one share per space.
+pub fn shares<'a, E: Element, C: Cell>(
+    chunk: Chunk<'a, E>,
+    extent: Extent,
+    panels: &'a Panels<E>,
+    outputs: Outputs<'a, E>,
+    spaces: &'a mut [ProductSpace<E>],
+    meter: impl Fn() -> Meter<'a>,
+) -> Vec<ProductShare<'a, E>> {
+    let (parts, hidden) = (spaces.len(), extent.hidden);
+    let mut work: Vec<Vec<Work<'a, E>>> = (0..parts).map(|_| Vec::new()).collect();
+    let Outputs { params, bias, dx, add_dx } = outputs;
+
+    let mut products = vec![];
+    products.extend(runs::<C>(0..C::INPUT).into_iter().map(|run| (run, true, chunk.input)));
+    products.extend(runs::<C>(C::RECURRENT).into_iter().map(|run| (run, false, chunk.operand)));
+    products.extend(runs::<C>(C::CANDIDATE).into_iter().map(|run| (run, false, chunk.reset_operand)));
+    // By gate, so that each product takes the next rows of the weights.
+    products.sort_by_key(|((_, gate), is_input, _)| (!is_input, *gate));
+    let (mut weight_ih, mut weight_hh) = (params.weight_ih, params.weight_hh);
+    for ((slots, _), is_input, right) in products {
+        let (rest, n) = if is_input { (&mut weight_ih, extent.features) } else { (&mut weight_hh, hidden) };
+        let columns = slots.start * hidden..slots.end * hidden;
+        for (part, pre) in cut(columns, parts) {
+            let out = take(rest, pre.len() * n);
+            work[part].push(Work::Weights { pre, right, n, out });
+        }
+    }
+    let mut bias = bias;
+    for (part, pre) in cut(0..extent.slots * hidden, parts) {
+        let out = take(&mut bias, pre.len());
+        work[part].push(Work::Bias { pre, out });
+    }
+    let mut dx = dx;
+    for (part, rows) in cut(0..chunk.rows, parts) {
+        let out = take(&mut dx, rows.len() * extent.features);
+        work[part].push(Work::Input { rows, panels, add: add_dx, out });
+    }
+    debug_assert!(has_reset_stage::<C>() || chunk.reset_operand.is_empty());
+    work.into_iter()
+        .zip(spaces)
+        .map(|(work, space)| ProductShare { chunk, extent, work, space, meter: meter() })
+        .collect()
+}
+
+/// Cuts a range into `parts` even pieces, in order.
+fn cut(range: Range<usize>, parts: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let at = move |k: usize| range.start + range.len() * k / parts;
+    (0..parts).map(move |part| (part, at(part)..at(part + 1)))
+}
+
+/// Takes the first `len` values off a slice.
+fn take<'a, E>(rest: &mut &'a mut [E], len: usize) -> &'a mut [E] {
+    let (taken, left) = std::mem::take(rest).split_at_mut(len);
+    *rest = left;
+    taken
+}
+
+impl<E: Element> Kernel<E> for ProductShare<'_, E> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(mut self, s: S) -> Result<()> {
+        if self.chunk.rows == 0 {
+            return Ok(());
+        }
+        for work in std::mem::take(&mut self.work) {
+            match work {
+                Work::Weights { pre, right, n, out } => self.weights(s, pre, right, n, out)?,
+                Work::Bias { pre, out } => self.bias(s, pre, out)?,
+                Work::Input { rows, panels, add, out } => self.input(s, rows, panels, add, out)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<E: Element> ProductShare<'_, E> {
+    /// From a row of dpre to the next.
+    fn pre_stride(&self) -> usize {
+        self.extent.slots * self.extent.hidden
+    }
+
+    /// The k-th row that backward met.
+    fn met(&self, k: usize) -> usize {
+        if self.chunk.ascending { k } else { self.chunk.rows - 1 - k }
+    }
+
+    #[inline(always)]
+    fn weights<S: Simd<E>>(&mut self, s: S, pre: Range<usize>, right: &[E], n: usize, out: &mut [E]) -> Result<()> {
+        let (rows, m) = (self.chunk.rows, pre.len());
+        if m == 0 {
+            return Ok(());
+        }
+        let direct = is_direct::<E>(rows, self.extent);
+        let per_panel = columns_per_panel(S::REGISTERS) * S::LANES;
+        // Both operands of a tile must be cut the same way, so the widest panel decides.
+        let most = max_rows(S::REGISTERS, per_panel / S::LANES);
+        if !direct {
+            self.pack_left(pre.clone(), most);
+        }
+        let sign = if self.chunk.ascending { 1 } else { -1 };
+        for column in (0..n).step_by(per_panel) {
+            let columns = per_panel.min(n - column);
+            let vectors = columns.div_ceil(S::LANES);
+            let width = vectors * S::LANES;
+            let whole = columns == width;
+            let packed = !direct || !whole;
+            if packed {
+                self.pack_right(&right[column..], n, columns, width);
+            }
+            for tile in tiles(m, most) {
+                let a = if direct {
+                    let values = &self.chunk.pre[pre.start + tile.start..];
+                    Rows { values, row_stride: 1, depth_stride: sign * self.pre_stride() as isize }
+                } else {
+                    let values = &self.space.left[tile.start * rows..];
+                    Rows { values, row_stride: 1, depth_stride: tile.len() as isize }
+                };
+                // Directly read operands run backwards; packed ones were packed that way.
+                let (panel, panel_stride): (&[E], isize) =
+                    if packed { (&self.space.right, width as isize) } else { (&right[column..], sign * n as isize) };
+                let to = &mut out[tile.start * n + column..];
+                let shape = (tile.len(), vectors, columns);
+                multiply_into(s, shape, (rows, a), (panel, panel_stride), (to, n), false, &mut self.space.sums);
+            }
+            self.meter.spend(rows * m * width)?;
+        }
+        Ok(())
+    }
+
+    /// dpre columns of each tile side by side, row after row in the order met. Rows are taken a few at
+    /// a time, so that reads stay on few pages and writes come in bursts.
+    fn pack_left(&mut self, pre: Range<usize>, most: usize) {
+        const BURST: usize = 16;
+        let (rows, stride) = (self.chunk.rows, self.pre_stride());
+        for first in (0..rows).step_by(BURST) {
+            for tile in tiles(pre.len(), most) {
+                let to = &mut self.space.left[tile.start * rows..];
+                for k in first..(first + BURST).min(rows) {
+                    let row = if self.chunk.ascending { k } else { rows - 1 - k };
+                    let from = row * stride + pre.start;
+                    let from = &self.chunk.pre[from + tile.start..from + tile.end];
+                    to[k * tile.len()..][..tile.len()].copy_from_slice(from);
+                }
+            }
+        }
+    }
+
+    /// Some columns of the right operand, row after row in the order met, zeros beyond.
+    fn pack_right(&mut self, right: &[E], stride: usize, columns: usize, width: usize) {
+        for k in 0..self.chunk.rows {
+            let from = self.met(k) * stride;
+            let to = &mut self.space.right[k * width..(k + 1) * width];
+            to[..columns].copy_from_slice(&right[from..from + columns]);
+            to[columns..].fill(E::ZERO);
+        }
+    }
+
+    #[inline(always)]
+    fn bias<S: Simd<E>>(&mut self, s: S, pre: Range<usize>, out: &mut [E]) -> Result<()> {
+        for k in 0..self.chunk.rows {
+            let from = self.met(k) * self.pre_stride();
+            let row = &self.chunk.pre[from + pre.start..from + pre.end];
+            for (sum, value) in out.chunks_mut(S::LANES).zip(row.chunks(S::LANES)) {
+                (s.load_partial(sum) + s.load_partial(value)).store_partial(sum);
+            }
+        }
+        self.meter.spend(self.chunk.rows * pre.len())
+    }
+
+    #[inline(always)]
+    fn input<S: Simd<E>>(
+        &mut self,
+        s: S,
+        rows: Range<usize>,
+        panels: &Panels<E>,
+        add: bool,
+        out: &mut [E],
+    ) -> Result<()> {
+        let (stride, n) = (self.pre_stride(), self.extent.features);
+        for panel in 0..panels.count() {
+            let vectors = panels.vectors(panel);
+            let width = vectors * S::LANES;
+            let column = panel * panels.vectors(0) * S::LANES;
+            let columns = width.min(n - column);
+            let block = (PANEL_BYTES / (width * size_of::<E>())).max(1);
+            for begin in (0..panels.depth()).step_by(block) {
+                let depth = block.min(panels.depth() - begin);
+                let weights = &panels.from_panel(panel)[begin * width..];
+                for tile in tiles(rows.len(), max_rows(S::REGISTERS, vectors)) {
+                    let values = &self.chunk.pre[(rows.start + tile.start) * stride + begin..];
+                    let a = Rows { values, row_stride: stride, depth_stride: 1 };
+                    let to = &mut out[tile.start * n + column..];
+                    let shape = (tile.len(), vectors, columns);
+                    let fresh = begin == 0 && !add;
+                    multiply_into(s, shape, (depth, a), (weights, width as isize), (to, n), fresh, &mut self.space.sums);
+                }
+                self.meter.spend(rows.len() * depth * width)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A tile's product straight into a matrix, or by way of `space` where the panel is wider than what is
+/// left of the matrix: (rows, vectors, columns of them that exist), (depth, left), right, (to, stride).
+#[inline(always)]
+fn multiply_into<E: Element, S: Simd<E>>(
+    s: S,
+    (rows, vectors, columns): (usize, usize, usize),
+    (depth, a): (usize, Rows<'_, E>),
+    (panel, panel_stride): (&[E], isize),
+    (to, stride): (&mut [E], usize),
+    fresh: bool,
+    space: &mut [E],
+) {
+    let width = vectors * S::LANES;
+    let whole = columns == width;
+    if !whole && !fresh {
+        for r in 0..rows {
+            space[r * width..][..columns].copy_from_slice(&to[r * stride..][..columns]);
+        }
+    }
+    let (sums, sums_stride) = if whole { (&mut *to, stride) } else { (&mut *space, width) };
+    multiply(s, Product { rows, vectors, depth, a, panel, panel_stride, sums, sums_stride, fresh });
+    if !whole {
+        for r in 0..rows {
+            to[r * stride..][..columns].copy_from_slice(&space[r * width..][..columns]);
+        }
+    }
+}

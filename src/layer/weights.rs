@@ -1,0 +1,147 @@
+//! One direction's parameters, packed.
+
+use crate::cell::{Cell, has_reset_stage, is_recurrent};
+use crate::error::Result;
+use crate::gemm::kernel::MAX_VECTORS;
+use crate::gemm::pack::Panels;
+use crate::memory::{Aligned, product};
+use crate::parallel::Team;
+use crate::simd::{Element, Kernel, Level, Simd};
+
+/// The parameters of one direction as the caller has them.
+#[derive(Clone, Copy)]
+pub struct Params<'a, E> {
+    /// [G*H, I]
+    pub weight_ih: &'a [E],
+    /// [G*H, H]
+    pub weight_hh: &'a [E],
+    /// [G*H] twice, input side and recurrent side.
+    pub bias: Option<(&'a [E], &'a [E])>,
+}
+
+/// What a level's vectors look like, for code that packs but does not compute.
+#[derive(Clone, Copy, Debug)]
+pub struct Lanes {
+    /// Values in a vector.
+    pub lanes: usize,
+    /// Vector registers.
+    pub registers: usize,
+}
+
+impl Lanes {
+    /// Of `level`, for elements E.
+    pub fn of<E: Element>(level: Level) -> Self {
+        struct Ask;
+        impl<E: Element> Kernel<E> for Ask {
+            type Output = Lanes;
+            #[inline(always)]
+            fn run<S: Simd<E>>(self, _s: S) -> Lanes {
+                Lanes { lanes: S::LANES, registers: S::REGISTERS }
+            }
+        }
+        E::dispatch(level, Ask)
+    }
+
+    /// Vectors of columns in a panel of a plain product: tiles of 6 x 4 or 6 x 2.
+    pub const fn column_vectors(self) -> usize {
+        columns_per_panel(self.registers)
+    }
+}
+
+/// Vectors of columns in a panel of a plain product.
+pub const fn columns_per_panel(registers: usize) -> usize {
+    if registers >= 32 { MAX_VECTORS } else { 2 }
+}
+
+/// Blocks of units in a forward panel: a cell with one gate takes several, to fill its tile.
+pub const fn blocks_per_panel<C: Cell>(registers: usize) -> usize {
+    if C::SLOTS == 1 { columns_per_panel(registers) } else { 1 }
+}
+
+fn gates_of<C: Cell>(slots: std::ops::Range<usize>) -> Vec<usize> {
+    slots.map(C::gate).collect()
+}
+
+/// Packed for forward.
+pub struct ForwardWeights<E> {
+    /// W, of the slots that x feeds.
+    pub input: Panels<E>,
+    /// U, of the slots that h' feeds.
+    pub recurrent: Panels<E>,
+    /// U, of the slots that r*h' feeds.
+    pub candidate: Option<Panels<E>>,
+    /// [blocks of units, slots, lanes]: where the sums begin.
+    pub bias: Aligned<E>,
+}
+
+impl<E: Element> ForwardWeights<E> {
+    /// Packs `params` of a cell with `hidden` units and `features` inputs.
+    pub fn pack<C: Cell>(
+        team: &Team<'_>,
+        lanes: Lanes,
+        params: Params<'_, E>,
+        (hidden, features): (usize, usize),
+    ) -> Result<Self> {
+        let per_panel = blocks_per_panel::<C>(lanes.registers);
+        let pack = |weights, slots, depth| {
+            Panels::by_unit(team, weights, &gates_of::<C>(slots), (hidden, depth), lanes.lanes, per_panel)
+        };
+        let input = pack(params.weight_ih, 0..C::INPUT, features)?;
+        let recurrent = pack(params.weight_hh, C::RECURRENT, hidden)?;
+        let candidate =
+            if has_reset_stage::<C>() { Some(pack(params.weight_hh, C::CANDIDATE, hidden)?) } else { None };
+        let bias = Self::pack_bias::<C>(lanes.lanes, params.bias, hidden)?;
+        Ok(Self { input, recurrent, candidate, bias })
+    }
+
+    fn pack_bias<C: Cell>(lanes: usize, bias: Option<(&[E], &[E])>, hidden: usize) -> Result<Aligned<E>> {
+        let blocks = hidden.div_ceil(lanes);
+        let len = product(&[blocks, C::SLOTS, lanes], "packed biases (G * H)")?;
+        let mut packed = Aligned::zeroed(len, "packed biases")?;
+        let Some((input, recurrent)) = bias else { return Ok(packed) };
+        for unit in 0..hidden {
+            for slot in 0..C::SLOTS {
+                let row = C::gate(slot) * hidden + unit;
+                let mut sum = E::ZERO;
+                if slot < C::INPUT {
+                    sum += input[row];
+                }
+                if is_recurrent::<C>(slot) {
+                    sum += recurrent[row];
+                }
+                packed[(unit / lanes * C::SLOTS + slot) * lanes + unit % lanes] = sum;
+            }
+        }
+        Ok(packed)
+    }
+}
+
+/// Packed for backward.
+pub struct BackwardWeights<E> {
+    /// U as it is, depth over the recurrent slots.
+    pub recurrent: Panels<E>,
+    /// U as it is, depth over the candidate's slots.
+    pub candidate: Option<Panels<E>>,
+    /// W as it is, depth over the input slots.
+    pub input: Panels<E>,
+}
+
+impl<E: Element> BackwardWeights<E> {
+    /// Packs `params` of a cell with `hidden` units and `features` inputs.
+    pub fn pack<C: Cell>(
+        team: &Team<'_>,
+        lanes: Lanes,
+        params: Params<'_, E>,
+        (hidden, features): (usize, usize),
+    ) -> Result<Self> {
+        let pack = |weights, slots, columns| {
+            let gates = gates_of::<C>(slots);
+            Panels::by_column(team, weights, &gates, (hidden, columns), lanes.lanes, lanes.column_vectors())
+        };
+        let recurrent = pack(params.weight_hh, C::RECURRENT, hidden)?;
+        let candidate =
+            if has_reset_stage::<C>() { Some(pack(params.weight_hh, C::CANDIDATE, hidden)?) } else { None };
+        let input = pack(params.weight_ih, 0..C::INPUT, features)?;
+        Ok(Self { recurrent, candidate, input })
+    }
+}

@@ -1,0 +1,393 @@
+//! The only file that names threads: a lazy pool, and the watch that lets a caller stop a long call.
+//!
+//! A call takes a [`Team`] once and hands it a few shares of work, one dispatch for all of time. The
+//! caller works too, so a team of one is a plain loop and touches no atomic. Workers wait by spinning
+//! for a moment (the next dispatch is usually near), then yield, then park.
+//!
+//! The pool belongs to the process that made it: a fork leaves the child with the memory of threads but
+//! no threads, so the child makes a pool of its own. One call has the pool at a time; a call that finds
+//! it taken (several Python threads) computes alone, with the same bits.
+
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::thread::{self, Builder, Thread, ThreadId};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Pauses before a waiting thread yields: about 100 us on Zen 3 and 4. A guess: long enough to bridge
+/// the gap between two layers or two training steps, short enough not to heat a neighbour's core.
+const SPINS: u32 = 5_000;
+/// Yields before it parks.
+const YIELDS: u32 = 50;
+/// How often a parked caller looks whether it should stop.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// Multiply-adds between two looks at the watch: well under a millisecond of work.
+const METER: i64 = 10_000_000;
+
+/// Tells a long call to stop: asked now and then by the calling thread, heard by all of its workers.
+pub struct Watch<'a> {
+    poll: Option<&'a dyn Fn() -> bool>,
+    caller: ThreadId,
+    stopped: AtomicBool,
+}
+
+// SAFETY: `poll` is called by the thread that made the watch and by no other; the rest is Sync.
+unsafe impl Sync for Watch<'_> {}
+
+impl<'a> Watch<'a> {
+    /// A call that nobody stops.
+    pub fn unattended() -> Self {
+        Self::build(None)
+    }
+
+    /// A call that ends with [`Error::Interrupted`] soon after `poll` says true. Only the calling
+    /// thread asks, every fraction of a millisecond.
+    pub fn new(poll: &'a dyn Fn() -> bool) -> Self {
+        Self::build(Some(poll))
+    }
+
+    fn build(poll: Option<&'a dyn Fn() -> bool>) -> Self {
+        Self { poll, caller: thread::current().id(), stopped: AtomicBool::new(false) }
+    }
+
+    /// An error once the call shall stop; asks first if this is the calling thread.
+    pub fn check(&self) -> Result<()> {
+        if let Some(poll) = self.poll
+            && thread::current().id() == self.caller
+            && poll()
+        {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+        if self.stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// A meter for one worker, so that it looks at the watch by work done and not by steps.
+    pub fn meter(&self) -> Meter<'_> {
+        Meter { watch: self, left: Cell::new(METER) }
+    }
+}
+
+/// Counts a worker's multiply-adds and looks at the watch now and then.
+pub struct Meter<'w> {
+    watch: &'w Watch<'w>,
+    left: Cell<i64>,
+}
+
+impl Meter<'_> {
+    /// An error once the call shall stop.
+    #[inline(always)]
+    pub fn spend(&self, multiply_adds: usize) -> Result<()> {
+        self.left.set(self.left.get() - multiply_adds as i64);
+        if self.left.get() > 0 {
+            return Ok(());
+        }
+        self.left.set(METER);
+        self.watch.check()
+    }
+}
+
+/// The threads of one call: the calling one, and workers of the pool if it could be had.
+pub struct Team<'w> {
+    watch: &'w Watch<'w>,
+    pool: Option<&'static Pool>,
+    size: usize,
+}
+
+impl<'w> Team<'w> {
+    /// A team of at most `threads`; smaller when the pool is taken or threads cannot be had.
+    pub fn assemble(threads: usize, watch: &'w Watch<'w>) -> Self {
+        let alone = Self { watch, pool: None, size: 1 };
+        if threads <= 1 {
+            return alone;
+        }
+        let Some(pool) = Pool::take() else { return alone };
+        let size = 1 + pool.seat(threads - 1);
+        Self { watch, pool: Some(pool), size }
+    }
+
+    /// How many threads work together.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// What tells this call to stop.
+    pub fn watch(&self) -> &'w Watch<'w> {
+        self.watch
+    }
+
+    /// Runs `work` on every share, each on one thread, and returns when all are done.
+    ///
+    /// # Errors
+    /// The first error of a share; the watch is then stopped, so that the others end early.
+    ///
+    /// # Panics
+    /// When a share panics.
+    pub fn run<T: Send>(&self, shares: Vec<T>, work: impl Fn(T) -> Result<()> + Sync) -> Result<()> {
+        let Some(pool) = self.pool.filter(|_| shares.len() > 1) else {
+            return shares.into_iter().try_for_each(work);
+        };
+        let count = shares.len();
+        let shares: Vec<Mutex<Option<T>>> = shares.into_iter().map(|share| Mutex::new(Some(share))).collect();
+        let failure = Mutex::new(None);
+        // Thread i begins with share i, so that a thread meets the same rows in every phase of a call,
+        // and then helps with what nobody has begun.
+        let turn = |thread: usize| {
+            for k in 0..count {
+                let share = lock(&shares[(thread + k) % count]).take();
+                if let Some(share) = share
+                    && let Err(error) = work(share)
+                {
+                    self.watch.stopped.store(true, Ordering::Relaxed);
+                    lock(&failure).get_or_insert(error);
+                }
+            }
+        };
+        pool.run(self.size.min(count), self.watch, &turn);
+        lock(&failure).take().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Team<'_> {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool {
+            pool.taken.store(false, Ordering::Release);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A task for several workers, alive on the caller's stack until `pending` is 0.
+struct Task<'a> {
+    work: &'a (dyn Fn(usize) + Sync),
+    pending: AtomicUsize,
+    panicked: AtomicBool,
+    caller: Thread,
+}
+
+/// Where a worker waits for its task.
+struct Seat {
+    task: AtomicPtr<Task<'static>>,
+    eager: AtomicBool,
+}
+
+struct Pool {
+    process: u32,
+    taken: AtomicBool,
+    cores: usize,
+    workers: Mutex<Vec<(&'static Seat, Thread)>>,
+}
+
+static POOL: AtomicPtr<Pool> = AtomicPtr::new(std::ptr::null_mut());
+
+impl Pool {
+    /// The pool of this process, unless another call has it. The caller gives it back.
+    fn take() -> Option<&'static Self> {
+        let process = std::process::id();
+        let mut current = POOL.load(Ordering::Acquire);
+        // SAFETY: a pool that was published is never freed.
+        while unsafe { current.as_ref() }.is_none_or(|pool| pool.process != process) {
+            let cores = thread::available_parallelism().map_or(1, usize::from);
+            let fresh = Box::into_raw(Box::new(Self {
+                process,
+                taken: AtomicBool::new(false),
+                cores,
+                workers: Mutex::new(Vec::new()),
+            }));
+            match POOL.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => current = fresh,
+                Err(other) => {
+                    // SAFETY: `fresh` was not published: nobody else knows it.
+                    drop(unsafe { Box::from_raw(fresh) });
+                    current = other;
+                }
+            }
+        }
+        // SAFETY: not null (the loop ended), and never freed.
+        let pool = unsafe { &*current };
+        let free = pool.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        free.is_ok().then_some(pool)
+    }
+
+    /// Sees to it that `wanted` workers exist; returns how many there are, at most `wanted`.
+    fn seat(&self, wanted: usize) -> usize {
+        let mut workers = lock(&self.workers);
+        while workers.len() < wanted {
+            let index = workers.len() + 1;
+            // A seat is as long-lived as its thread, that is: as the process.
+            let seat: &'static Seat = Box::leak(Box::new(Seat {
+                task: AtomicPtr::new(std::ptr::null_mut()),
+                eager: AtomicBool::new(true),
+            }));
+            let spawned = Builder::new().name(format!("rnncore-{index}")).spawn(move || attend(seat, index));
+            match spawned {
+                Ok(handle) => workers.push((seat, handle.thread().clone())),
+                Err(_) => break,
+            }
+        }
+        workers.len().min(wanted)
+    }
+
+    /// Runs `work(0)` here and `work(1..size)` on workers; returns when all have ended.
+    fn run(&self, size: usize, watch: &Watch<'_>, work: &(dyn Fn(usize) + Sync)) {
+        // More threads than cores: a spinning thread would keep a working one from its core.
+        let eager = size <= self.cores;
+        let task = Task {
+            work,
+            pending: AtomicUsize::new(size - 1),
+            panicked: AtomicBool::new(false),
+            caller: thread::current(),
+        };
+        for (seat, thread) in lock(&self.workers).iter().take(size - 1) {
+            seat.eager.store(eager, Ordering::Relaxed);
+            seat.task.store((&raw const task).cast_mut().cast(), Ordering::Release);
+            thread.unpark();
+        }
+        let mine = catch_unwind(AssertUnwindSafe(|| work(0)));
+        let mut wait = Wait::new(eager);
+        while task.pending.load(Ordering::Acquire) > 0 {
+            if !wait.pause() {
+                thread::park_timeout(PATIENCE);
+            }
+            // The answer is heard by the workers; this thread must stay until they have ended.
+            let _ = watch.check();
+        }
+        match mine {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) if task.panicked.load(Ordering::Relaxed) => panic!("a worker thread panicked"),
+            Ok(()) => {}
+        }
+    }
+}
+
+/// Spins, then yields; then it is time to park.
+struct Wait {
+    turns: u32,
+    spins: u32,
+}
+
+impl Wait {
+    fn new(eager: bool) -> Self {
+        Self { turns: 0, spins: if eager { SPINS } else { 0 } }
+    }
+
+    /// False once waiting actively has lasted long enough.
+    fn pause(&mut self) -> bool {
+        self.turns = self.turns.saturating_add(1);
+        if self.turns <= self.spins {
+            std::hint::spin_loop();
+        } else if self.turns <= self.spins + YIELDS {
+            thread::yield_now();
+        } else {
+            return false;
+        }
+        true
+    }
+}
+
+/// A worker's life: wait for a task, run it, say so.
+fn attend(seat: &Seat, index: usize) {
+    loop {
+        let mut wait = Wait::new(seat.eager.load(Ordering::Relaxed));
+        let task = loop {
+            let task = seat.task.swap(std::ptr::null_mut(), Ordering::Acquire);
+            if !task.is_null() {
+                break task;
+            }
+            if !wait.pause() {
+                thread::park();
+            }
+        };
+        // SAFETY: the caller keeps the task alive until `pending` is 0, which the last line here makes
+        // it; nothing of the task is touched after that.
+        let caller = unsafe {
+            let task = &*task;
+            if catch_unwind(AssertUnwindSafe(|| (task.work)(index))).is_err() {
+                task.panicked.store(true, Ordering::Relaxed);
+            }
+            let caller = task.caller.clone();
+            task.pending.fetch_sub(1, Ordering::Release);
+            caller
+        };
+        caller.unpark();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_share_runs_once_for_any_team() {
+        let watch = Watch::unattended();
+        for threads in [1, 2, 3, 8] {
+            let team = Team::assemble(threads, &watch);
+            for count in [0usize, 1, 2, 7, 20] {
+                let ran: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                let result = team.run((0..count).collect(), |share| {
+                    ran[share].fetch_add(1, Ordering::Relaxed);
+                    Ok(())
+                });
+                assert_eq!(result, Ok(()));
+                assert!(ran.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_taken_pool_leaves_the_caller_alone() {
+        let watch = Watch::unattended();
+        let first = Team::assemble(2, &watch);
+        if first.size() == 2 {
+            assert_eq!(Team::assemble(2, &watch).size(), 1);
+        }
+        drop(first);
+    }
+
+    #[test]
+    fn an_error_of_a_share_reaches_the_caller() {
+        let watch = Watch::unattended();
+        let team = Team::assemble(3, &watch);
+        let result = team.run(vec![0, 1, 2], |share| {
+            if share == 1 { Err(Error::overflow("share")) } else { Ok(()) }
+        });
+        assert_eq!(result, Err(Error::overflow("share")));
+    }
+
+    #[test]
+    fn a_panic_of_a_worker_reaches_the_caller_and_spares_the_pool() {
+        let watch = Watch::unattended();
+        let team = Team::assemble(2, &watch);
+        for bad in [0, 1] {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                team.run(vec![0, 1], |share| {
+                    assert_ne!(share, bad, "on purpose");
+                    Ok(())
+                })
+            }));
+            assert!(outcome.is_err());
+        }
+        assert_eq!(team.run(vec![0, 1], |_| Ok(())), Ok(()));
+    }
+
+    #[test]
+    fn a_poll_stops_every_worker() {
+        let stop = || true;
+        let watch = Watch::new(&stop);
+        let team = Team::assemble(2, &watch);
+        let result = team.run(vec![0, 1], |_| {
+            let meter = watch.meter();
+            loop {
+                meter.spend(METER as usize)?;
+            }
+        });
+        assert_eq!(result, Err(Error::Interrupted));
+    }
+}

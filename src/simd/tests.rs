@@ -1,0 +1,462 @@
+//! Every operation of every level of this machine, against the same words in scalars.
+
+use super::*;
+
+/// A kernel that needs no output beyond slices: `run` gets the inputs and the room.
+struct Try<'a, E> {
+    what: Operation,
+    /// Three operands of as many numbers.
+    operands: [&'a [E]; 3],
+    out: &'a mut [E],
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Neg,
+    MulAdd,
+    NegMulAdd,
+    Min,
+    Max,
+    Abs,
+    Copysign,
+    KeepIfAtLeast,
+    PositiveOrZero,
+    SelectPositive,
+}
+
+use Operation::*;
+
+const OPERATIONS: [Operation; 14] = [
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Neg,
+    MulAdd,
+    NegMulAdd,
+    Min,
+    Max,
+    Abs,
+    Copysign,
+    KeepIfAtLeast,
+    PositiveOrZero,
+    SelectPositive,
+];
+
+impl Operation {
+    #[inline(always)]
+    fn on_vectors<E: Element, V: Vector<E>>(self, a: V, b: V, c: V) -> V {
+        match self {
+            Add => a + b,
+            Sub => a - b,
+            Mul => a * b,
+            Div => a / b,
+            Neg => -a,
+            MulAdd => a.mul_add(b, c),
+            NegMulAdd => a.neg_mul_add(b, c),
+            Min => a.min(b),
+            Max => a.max(b),
+            Abs => a.abs(),
+            Copysign => a.copysign(b),
+            KeepIfAtLeast => a.keep_if_at_least(b, c),
+            PositiveOrZero => a.positive_or_zero(),
+            SelectPositive => a.select_positive(b),
+        }
+    }
+
+    /// The definition, with `fused` saying how often a multiply-add rounds.
+    fn on_scalars<E: Scalar>(self, a: E, b: E, c: E, fused: bool) -> E {
+        match self {
+            Add => a + b,
+            Sub => a - b,
+            Mul => a * b,
+            Div => a / b,
+            Neg => -a,
+            MulAdd => a.multiply_add(b, c, fused),
+            NegMulAdd => (-a).multiply_add(b, c, fused),
+            Min => {
+                if a > b {
+                    b
+                } else {
+                    a
+                }
+            }
+            Max => {
+                if a < b {
+                    b
+                } else {
+                    a
+                }
+            }
+            Abs => a.magnitude(E::ONE),
+            Copysign => a.magnitude(b),
+            KeepIfAtLeast => {
+                if b < c {
+                    E::ZERO
+                } else {
+                    a
+                }
+            }
+            PositiveOrZero => {
+                if a < E::ZERO {
+                    E::ZERO
+                } else {
+                    a
+                }
+            }
+            SelectPositive => {
+                if b <= E::ZERO {
+                    E::ZERO
+                } else {
+                    a
+                }
+            }
+        }
+    }
+}
+
+impl<E: Element> Kernel<E> for Try<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) {
+        let chunks = self.operands.map(|operand| operand.chunks(S::LANES));
+        let [a, b, c] = chunks;
+        for (((a, b), c), out) in a.zip(b).zip(c).zip(self.out.chunks_mut(S::LANES)) {
+            let [a, b, c] = [a, b, c].map(|operand| s.load_partial(operand));
+            self.what.on_vectors(a, b, c).store_partial(out);
+        }
+    }
+}
+
+/// What the definitions need of a number.
+trait Scalar: Element {
+    fn multiply_add(self, b: Self, c: Self, fused: bool) -> Self;
+    /// The magnitude of `self`, the sign of `sign`.
+    fn magnitude(self, sign: Self) -> Self;
+    fn bits(self) -> u64;
+    fn of_bits(bits: u64) -> Self;
+}
+
+macro_rules! scalar {
+    ($E:ident, $Bits:ident) => {
+        impl Scalar for $E {
+            fn multiply_add(self, b: Self, c: Self, fused: bool) -> Self {
+                if fused {
+                    self.mul_add(b, c)
+                } else {
+                    self * b + c
+                }
+            }
+
+            fn magnitude(self, sign: Self) -> Self {
+                self.copysign(sign)
+            }
+
+            fn bits(self) -> u64 {
+                u64::from(self.to_bits())
+            }
+
+            fn of_bits(bits: u64) -> Self {
+                $E::from_bits(bits as $Bits)
+            }
+        }
+    };
+}
+
+scalar!(f32, u32);
+scalar!(f64, u64);
+
+/// Numbers that tell rules apart: both zeros, both infinities, NaN, subnormal, ordinary, and a product
+/// that a fused multiply-add does not round.
+fn numbers<E: Scalar>() -> Vec<E> {
+    let mut numbers: Vec<E> = [
+        0.0,
+        1.0,
+        1.5,
+        0.1,
+        3.0,
+        1e-30,
+        1e30,
+        f64::INFINITY,
+        f64::NAN,
+    ]
+    .into_iter()
+    .flat_map(|x| [E::from_f64(x), -E::from_f64(x)])
+    .collect();
+    let above_one = E::of_bits(E::ONE.bits() + 1);
+    numbers.extend([
+        above_one,
+        -above_one * above_one,
+        E::of_bits(1),
+        -E::of_bits(12345),
+    ]);
+    numbers
+}
+
+/// The same number, bit for bit; one NaN is as good as another.
+fn assert_same<E: Scalar>(got: E, expected: E, context: &dyn Fn() -> String) {
+    let nan = got.to_f64().is_nan() && expected.to_f64().is_nan();
+    assert!(
+        nan || got.bits() == expected.bits(),
+        "{}: {got:?}, not {expected:?}",
+        context()
+    );
+}
+
+fn operations_follow_their_definitions<E: Scalar>() {
+    let numbers = numbers::<E>();
+    let mut operands = [const { Vec::new() }; 3];
+    for &a in &numbers {
+        for &b in &numbers {
+            for &c in &numbers {
+                operands[0].push(a);
+                operands[1].push(b);
+                operands[2].push(c);
+            }
+        }
+    }
+    let mut out = vec![E::ZERO; operands[0].len()];
+    for level in Level::available() {
+        for what in OPERATIONS {
+            let operands = operands.each_ref().map(|operand| &operand[..]);
+            E::dispatch(
+                level,
+                Try {
+                    what,
+                    operands,
+                    out: &mut out,
+                },
+            );
+            for (i, &got) in out.iter().enumerate() {
+                let [a, b, c] = operands.map(|operand| operand[i]);
+                let expected = what.on_scalars(a, b, c, level.name() != "portable");
+                let context = || format!("{what:?} of {a:?}, {b:?}, {c:?} on {}", level.name());
+                assert_same(got, expected, &context);
+            }
+        }
+    }
+}
+
+#[test]
+fn operations_follow_their_definitions_f32() {
+    operations_follow_their_definitions::<f32>();
+}
+
+#[test]
+fn operations_follow_their_definitions_f64() {
+    operations_follow_their_definitions::<f64>();
+}
+
+/// Each power of two of the type, from the sum that holds its biased exponent.
+struct Powers<'a, E>(&'a mut [E]);
+
+impl<E: Element> Kernel<E> for Powers<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) {
+        let magic = (3_u64 << (E::MANTISSA_BITS - 1)) as f64;
+        for (biased, power) in self.0.iter_mut().enumerate() {
+            let sum = s.splat(E::from_f64(magic + biased as f64));
+            sum.low_bits_to_exponent()
+                .store_partial(std::slice::from_mut(power));
+        }
+    }
+}
+
+fn low_bits_become_an_exponent<E: Scalar>(bias: usize) {
+    for level in Level::available() {
+        let mut powers = vec![E::ONE; 2 * bias + 1];
+        E::dispatch(level, Powers(&mut powers));
+        assert_eq!(powers[0].bits(), E::ZERO.bits(), "{}", level.name());
+        for (biased, power) in powers.iter().enumerate().skip(1) {
+            let exponent = (biased as u64 + 1023) - bias as u64;
+            assert_eq!(
+                power.to_f64(),
+                f64::from_bits(exponent << 52),
+                "{}",
+                level.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn low_bits_become_an_exponent_f32() {
+    low_bits_become_an_exponent::<f32>(127);
+}
+
+#[test]
+fn low_bits_become_an_exponent_f64() {
+    low_bits_become_an_exponent::<f64>(1023);
+}
+
+/// Loads of each kind and length from `from`, stored whole; and a vector of `from`, stored in part.
+struct Moves<'a, E> {
+    from: &'a [E],
+    guard: E,
+}
+
+impl<E: Scalar> Kernel<E> for Moves<'_, E> {
+    /// Of each length 0..=LANES: the vector loaded, and the memory around a partial store.
+    type Output = (usize, Vec<(Vec<E>, Vec<E>)>);
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) -> Self::Output {
+        assert_eq!(S::LANES, <S::V as Vector<E>>::LANES);
+        assert!(S::REGISTERS == 16 || S::REGISTERS == 32);
+        let moves = (0..=S::LANES).map(|n| {
+            // A slice of its own length, so that Miri and the guards see every step beyond it.
+            let exact: Vec<E> = self.from[..n].to_vec();
+            let mut loaded = vec![self.guard; S::LANES];
+            s.load_partial(&exact).store(&mut loaded);
+            let mut stored = vec![self.guard; n + 2];
+            s.load(self.from).store_partial(&mut stored[1..=n]);
+            (loaded, stored)
+        });
+        (S::LANES, moves.collect())
+    }
+}
+
+fn partial_moves_touch_what_they_must<E: Scalar>() {
+    let from: Vec<E> = (1..=16).map(|i| E::from_f64(f64::from(i))).collect();
+    let guard = E::from_f64(-7.0);
+    for level in Level::available() {
+        let (lanes, moves) = E::dispatch(level, Moves { from: &from, guard });
+        assert_eq!(moves.len(), lanes + 1);
+        for (n, (loaded, stored)) in moves.iter().enumerate() {
+            let mut expected = from[..n].to_vec();
+            expected.resize(lanes, E::ZERO);
+            assert_eq!(*loaded, expected, "load of {n} on {}", level.name());
+            let expected = [&[guard], &from[..n], &[guard]].concat();
+            assert_eq!(*stored, expected, "store of {n} on {}", level.name());
+        }
+    }
+}
+
+#[test]
+fn partial_moves_touch_what_they_must_f32() {
+    partial_moves_touch_what_they_must::<f32>();
+}
+
+#[test]
+fn partial_moves_touch_what_they_must_f64() {
+    partial_moves_touch_what_they_must::<f64>();
+}
+
+/// Whole moves between addresses that are aligned to one value only.
+struct Misaligned<'a, E>(&'a mut [E]);
+
+impl<E: Element> Kernel<E> for Misaligned<'_, E> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) -> usize {
+        let (from, to) = self.0.split_at_mut(17);
+        s.load(&from[1..]).store(&mut to[2..]);
+        S::LANES
+    }
+}
+
+#[test]
+fn whole_moves_need_no_alignment() {
+    for level in Level::available() {
+        let mut memory: Vec<f32> = (0_u8..40).map(f32::from).collect();
+        let before = memory.clone();
+        let lanes = f32::dispatch(level, Misaligned(&mut memory));
+        assert_eq!(
+            memory[19..19 + lanes],
+            before[1..1 + lanes],
+            "{}",
+            level.name()
+        );
+        assert_eq!(memory[..19], before[..19], "{}", level.name());
+        assert_eq!(
+            memory[19 + lanes..],
+            before[19 + lanes..],
+            "{}",
+            level.name()
+        );
+    }
+}
+
+/// A whole load or store of too short a slice.
+struct TooShort {
+    store: bool,
+}
+
+impl Kernel<f64> for TooShort {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<f64>>(self, s: S) {
+        let mut short = vec![1.0; S::LANES - 1];
+        if self.store {
+            s.splat(2.0).store(&mut short);
+        } else {
+            s.load(&short).store_partial(&mut short);
+        }
+    }
+}
+
+#[test]
+fn whole_moves_of_short_slices_panic() {
+    for level in Level::available() {
+        for store in [false, true] {
+            let outcome = std::panic::catch_unwind(|| f64::dispatch(level, TooShort { store }));
+            assert!(outcome.is_err(), "{}", level.name());
+        }
+    }
+}
+
+#[test]
+fn levels_have_the_documented_names_in_the_documented_order() {
+    let names: Vec<_> = Level::available().into_iter().map(Level::name).collect();
+    let positions: Vec<_> = names
+        .iter()
+        .map(|name| Level::NAMES.iter().position(|n| n == name))
+        .collect();
+    assert!(positions.iter().all(Option::is_some), "{names:?}");
+    assert!(positions.is_sorted(), "{names:?}");
+    assert_eq!(names[0], "portable");
+    assert_eq!(Level::detect().name(), *names.last().unwrap());
+    assert_eq!(names.contains(&"neon"), cfg!(target_arch = "aarch64"));
+    for level in Level::available() {
+        assert_eq!(Level::named(level.name()), Ok(level));
+    }
+}
+
+#[test]
+fn a_wrong_name_is_told_what_there_is() {
+    let here: Vec<_> = Level::available().into_iter().map(Level::name).collect();
+    let expected = format!(
+        "instruction level: expected one of {}, got \"sse\"",
+        here.join(", ")
+    );
+    assert_eq!(Level::named("sse").unwrap_err().to_string(), expected);
+    let missing = if cfg!(target_arch = "aarch64") {
+        "avx512"
+    } else {
+        "neon"
+    };
+    let message = Level::named(missing).unwrap_err().to_string();
+    assert!(
+        message.ends_with(&format!("got {missing:?}, which this machine lacks")),
+        "{message}"
+    );
+}
+
+#[test]
+fn elements_know_their_type() {
+    assert_eq!((f32::NAME, f32::MANTISSA_BITS), ("float32", 23));
+    assert_eq!((f64::NAME, f64::MANTISSA_BITS), ("float64", 52));
+    assert_eq!(
+        (f32::from_f64(0.1), 0.1_f32.to_f64()),
+        (0.1, f64::from(0.1_f32))
+    );
+}
