@@ -50,7 +50,9 @@ impl<E: Element> Aligned<E> {
     /// `len` zeros.
     pub fn zeroed(len: usize, what: &str) -> Result<Self> {
         let slack = LINE / size_of::<E>();
-        let total = len.checked_add(slack).ok_or_else(|| Error::overflow(what))?;
+        let total = len
+            .checked_add(slack)
+            .ok_or_else(|| Error::overflow(what))?;
         let values = filled(total, E::ZERO, what)?;
         // `align_offset` may decline (it does under Miri): the values are then merely unaligned.
         let start = match values.as_ptr().align_offset(LINE) {
@@ -81,8 +83,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_had_is_an_error() {
-        assert!(matches!(filled(usize::MAX / 16, 0f64, "y"), Err(Error::Memory { .. })));
-        assert!(matches!(product(&[usize::MAX, 2], "y"), Err(Error::Overflow { .. })));
+        assert!(matches!(
+            filled(usize::MAX / 16, 0f64, "y"),
+            Err(Error::Memory { .. })
+        ));
+        assert!(matches!(
+            product(&[usize::MAX, 2], "y"),
+            Err(Error::Overflow { .. })
+        ));
         assert_eq!(product(&[3, 0, usize::MAX], "y"), Ok(0));
     }
 

@@ -52,7 +52,11 @@ impl<'a> Watch<'a> {
     }
 
     fn build(poll: Option<&'a dyn Fn() -> bool>) -> Self {
-        Self { poll, caller: thread::current().id(), stopped: AtomicBool::new(false) }
+        Self {
+            poll,
+            caller: thread::current().id(),
+            stopped: AtomicBool::new(false),
+        }
     }
 
     /// An error once the call shall stop; asks first if this is the calling thread.
@@ -63,12 +67,19 @@ impl<'a> Watch<'a> {
         {
             self.stopped.store(true, Ordering::Relaxed);
         }
-        if self.stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+        if self.stopped.load(Ordering::Relaxed) {
+            Err(Error::Interrupted)
+        } else {
+            Ok(())
+        }
     }
 
     /// A meter for one worker, so that it looks at the watch by work done and not by steps.
     pub fn meter(&self) -> Meter<'_> {
-        Meter { watch: self, left: Cell::new(METER) }
+        Meter {
+            watch: self,
+            left: Cell::new(METER),
+        }
     }
 }
 
@@ -101,13 +112,23 @@ pub struct Team<'w> {
 impl<'w> Team<'w> {
     /// A team of at most `threads`; smaller when the pool is taken or threads cannot be had.
     pub fn assemble(threads: usize, watch: &'w Watch<'w>) -> Self {
-        let alone = Self { watch, pool: None, size: 1 };
+        let alone = Self {
+            watch,
+            pool: None,
+            size: 1,
+        };
         if threads <= 1 {
             return alone;
         }
-        let Some(pool) = Pool::take() else { return alone };
+        let Some(pool) = Pool::take() else {
+            return alone;
+        };
         let size = 1 + pool.seat(threads - 1);
-        Self { watch, pool: Some(pool), size }
+        Self {
+            watch,
+            pool: Some(pool),
+            size,
+        }
     }
 
     /// How many threads work together.
@@ -127,12 +148,19 @@ impl<'w> Team<'w> {
     ///
     /// # Panics
     /// When a share panics.
-    pub fn run<T: Send>(&self, shares: Vec<T>, work: impl Fn(T) -> Result<()> + Sync) -> Result<()> {
+    pub fn run<T: Send>(
+        &self,
+        shares: Vec<T>,
+        work: impl Fn(T) -> Result<()> + Sync,
+    ) -> Result<()> {
         let Some(pool) = self.pool.filter(|_| shares.len() > 1) else {
             return shares.into_iter().try_for_each(work);
         };
         let count = shares.len();
-        let shares: Vec<Mutex<Option<T>>> = shares.into_iter().map(|share| Mutex::new(Some(share))).collect();
+        let shares: Vec<Mutex<Option<T>>> = shares
+            .into_iter()
+            .map(|share| Mutex::new(Some(share)))
+            .collect();
         let failure = Mutex::new(None);
         // Thread i begins with share i, so that a thread meets the same rows in every phase of a call,
         // and then helps with what nobody has begun.
@@ -161,7 +189,9 @@ impl Drop for Team<'_> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// A task for several workers, alive on the caller's stack until `pending` is 0.
@@ -212,7 +242,9 @@ impl Pool {
         }
         // SAFETY: not null (the loop ended), and never freed.
         let pool = unsafe { &*current };
-        let free = pool.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        let free = pool
+            .taken
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
         free.is_ok().then_some(pool)
     }
 
@@ -226,7 +258,9 @@ impl Pool {
                 task: AtomicPtr::new(std::ptr::null_mut()),
                 eager: AtomicBool::new(true),
             }));
-            let spawned = Builder::new().name(format!("rnncore-{index}")).spawn(move || attend(seat, index));
+            let spawned = Builder::new()
+                .name(format!("rnncore-{index}"))
+                .spawn(move || attend(seat, index));
             match spawned {
                 Ok(handle) => workers.push((seat, handle.thread().clone())),
                 Err(_) => break,
@@ -247,7 +281,8 @@ impl Pool {
         };
         for (seat, thread) in lock(&self.workers).iter().take(size - 1) {
             seat.eager.store(eager, Ordering::Relaxed);
-            seat.task.store((&raw const task).cast_mut().cast(), Ordering::Release);
+            seat.task
+                .store((&raw const task).cast_mut().cast(), Ordering::Release);
             thread.unpark();
         }
         let mine = catch_unwind(AssertUnwindSafe(|| work(0)));
@@ -275,7 +310,10 @@ struct Wait {
 
 impl Wait {
     fn new(eager: bool) -> Self {
-        Self { turns: 0, spins: if eager { SPINS } else { 0 } }
+        Self {
+            turns: 0,
+            spins: if eager { SPINS } else { 0 },
+        }
     }
 
     /// False once waiting actively has lasted long enough.
@@ -356,7 +394,11 @@ mod tests {
         let watch = Watch::unattended();
         let team = Team::assemble(3, &watch);
         let result = team.run(vec![0, 1, 2], |share| {
-            if share == 1 { Err(Error::overflow("share")) } else { Ok(()) }
+            if share == 1 {
+                Err(Error::overflow("share"))
+            } else {
+                Ok(())
+            }
         });
         assert_eq!(result, Err(Error::overflow("share")));
     }

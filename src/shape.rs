@@ -34,19 +34,32 @@ impl Schedule {
         let steps = if batch == 0 { 0 } else { time };
         let mut offsets = reserved(steps + 1, "the step offsets")?;
         offsets.extend((0..=steps).map(|t| t * batch));
-        Ok(Self { order, offsets, time, ragged: false })
+        Ok(Self {
+            order,
+            offsets,
+            time,
+            ragged: false,
+        })
     }
 
     /// Row `b` has `lengths[b]` steps, each in `0..=time`.
     pub fn ragged(time: usize, batch: usize, lengths: &[i64]) -> Result<Self> {
         if lengths.len() != batch {
             let expected = format!("(B,) = ({batch},)");
-            return Err(Error::shape("lengths", expected, shape_text(&[lengths.len()])));
+            return Err(Error::shape(
+                "lengths",
+                expected,
+                shape_text(&[lengths.len()]),
+            ));
         }
         for (row, &length) in lengths.iter().enumerate() {
             if length < 0 || length as u64 > time as u64 {
                 let expected = format!("values between 0 and T = {time}");
-                return Err(Error::value("lengths", expected, format!("{length} at row {row}")));
+                return Err(Error::value(
+                    "lengths",
+                    expected,
+                    format!("{length} at row {row}"),
+                ));
             }
         }
         product(&[time, batch], "x (T * B)")?;
@@ -67,7 +80,12 @@ impl Schedule {
             // Nothing is short: keep the caller's order, so that packed and plain layout coincide.
             return Self::dense(time, batch);
         }
-        Ok(Self { order, offsets, time, ragged })
+        Ok(Self {
+            order,
+            offsets,
+            time,
+            ragged,
+        })
     }
 
     /// B.
@@ -126,7 +144,11 @@ impl Schedule {
         let (mut low, mut high) = (0, self.steps());
         while low < high {
             let middle = (low + high) / 2;
-            if self.active(middle) > place { low = middle + 1 } else { high = middle }
+            if self.active(middle) > place {
+                low = middle + 1
+            } else {
+                high = middle
+            }
         }
         low
     }
@@ -140,8 +162,14 @@ impl Schedule {
         let (mut begin, mut done) = (0, 0);
         for part in 1..=parts {
             let mut end = begin;
-            while end < batch - (parts - part) && (part == parts || end == begin || done * parts < total * part) {
-                done += if self.ragged { self.length(end) + 1 } else { self.steps() + 1 };
+            while end < batch - (parts - part)
+                && (part == parts || end == begin || done * parts < total * part)
+            {
+                done += if self.ragged {
+                    self.length(end) + 1
+                } else {
+                    self.steps() + 1
+                };
                 end += 1;
             }
             cuts.push(begin..end);
@@ -159,7 +187,10 @@ mod tests {
     fn dense_rows_lie_one_after_the_other() {
         let schedule = Schedule::dense(3, 4).unwrap();
         assert_eq!(schedule.offsets(), [0, 4, 8, 12]);
-        assert_eq!((schedule.steps(), schedule.packed_rows(), schedule.active(2)), (3, 12, 4));
+        assert_eq!(
+            (schedule.steps(), schedule.packed_rows(), schedule.active(2)),
+            (3, 12, 4)
+        );
         assert!(schedule.is_plain(false) && !schedule.is_plain(true));
     }
 
@@ -175,14 +206,20 @@ mod tests {
 
     #[test]
     fn full_lengths_are_a_dense_batch() {
-        assert_eq!(Schedule::ragged(3, 2, &[3, 3]).unwrap(), Schedule::dense(3, 2).unwrap());
+        assert_eq!(
+            Schedule::ragged(3, 2, &[3, 3]).unwrap(),
+            Schedule::dense(3, 2).unwrap()
+        );
     }
 
     #[test]
     fn lengths_out_of_range_are_refused() {
         for lengths in [[-1, 0], [0, 4], [i64::MIN, i64::MAX]] {
             let error = Schedule::ragged(3, 2, &lengths).unwrap_err().to_string();
-            assert!(error.starts_with("lengths: expected values between 0 and T = 3"), "{error}");
+            assert!(
+                error.starts_with("lengths: expected values between 0 and T = 3"),
+                "{error}"
+            );
         }
         let error = Schedule::ragged(3, 2, &[1]).unwrap_err().to_string();
         assert_eq!(error, "lengths: expected shape (B,) = (2,), got (1,)");
@@ -194,9 +231,14 @@ mod tests {
             let cuts = Schedule::dense(4, batch).unwrap().split_rows(parts);
             assert_eq!(cuts.len(), parts.min(batch));
             assert!(cuts.iter().all(|cut| !cut.is_empty()));
-            assert_eq!(cuts.iter().flat_map(Clone::clone).collect::<Vec<_>>(), (0..batch).collect::<Vec<_>>());
+            assert_eq!(
+                cuts.iter().flat_map(Clone::clone).collect::<Vec<_>>(),
+                (0..batch).collect::<Vec<_>>()
+            );
         }
-        let cuts = Schedule::ragged(100, 4, &[100, 30, 30, 30]).unwrap().split_rows(2);
+        let cuts = Schedule::ragged(100, 4, &[100, 30, 30, 30])
+            .unwrap()
+            .split_rows(2);
         assert_eq!(cuts, [0..1, 1..4]);
     }
 }

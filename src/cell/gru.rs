@@ -35,17 +35,30 @@ impl Cell for GruAfter {
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(self, s: S, pre: Slots<S::V>, before: State<S::V>) -> Forward<S::V> {
+    fn forward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        pre: Slots<S::V>,
+        before: State<S::V>,
+    ) -> Forward<S::V> {
         let r = sigmoid(s, pre[1]);
         let z = sigmoid(s, pre[2]);
         let nh = pre[3];
         let n = tanh(s, r.mul_add(nh, pre[0]));
         let h = flush(s, self.update.mix(s, z, before.h, n));
-        Forward { saved: [n, r, z, nh], state: State { h, ..before } }
+        Forward {
+            saved: [n, r, z, nh],
+            state: State { h, ..before },
+        }
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(self, s: S, saved: Saved<S::V>, after: State<S::V>) -> Backward<S::V> {
+    fn backward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        saved: Saved<S::V>,
+        after: State<S::V>,
+    ) -> Backward<S::V> {
         let [n, r, z, nh] = saved.slots;
         // h = mix(z, h', n)
         let (dz, before, dn) = self.update.mix_backward(s, z, saved.before.h, n, after.h);
@@ -54,7 +67,14 @@ impl Cell for GruAfter {
         let (dr, dnh) = (da * nh, da * r);
         // z, r = sigmoid(.)
         let pre = [da, dr * d_sigmoid(s, r), dz * d_sigmoid(s, z), dnh];
-        Backward { pre, before: State { h: before, c: after.c }, cell: after.c }
+        Backward {
+            pre,
+            before: State {
+                h: before,
+                c: after.c,
+            },
+            cell: after.c,
+        }
     }
 }
 
@@ -77,27 +97,50 @@ impl Cell for GruBefore {
     }
 
     #[inline(always)]
-    fn reset<E: Element, S: Simd<E>>(self, s: S, pre: Slots<S::V>, operand: S::V) -> (Slots<S::V>, S::V) {
+    fn reset<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        pre: Slots<S::V>,
+        operand: S::V,
+    ) -> (Slots<S::V>, S::V) {
         let r = sigmoid(s, pre[1]);
         let z = sigmoid(s, pre[2]);
         ([pre[0], r, z, pre[3]], r * operand)
     }
 
     #[inline(always)]
-    fn reset_operand<E: Element, S: Simd<E>>(self, _s: S, saved: Slots<S::V>, operand: S::V) -> S::V {
+    fn reset_operand<E: Element, S: Simd<E>>(
+        self,
+        _s: S,
+        saved: Slots<S::V>,
+        operand: S::V,
+    ) -> S::V {
         saved[1] * operand
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(self, s: S, pre: Slots<S::V>, before: State<S::V>) -> Forward<S::V> {
+    fn forward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        pre: Slots<S::V>,
+        before: State<S::V>,
+    ) -> Forward<S::V> {
         let [a, r, z, _] = pre;
         let n = tanh(s, a);
         let h = flush(s, self.update.mix(s, z, before.h, n));
-        Forward { saved: [n, r, z, z], state: State { h, ..before } }
+        Forward {
+            saved: [n, r, z, z],
+            state: State { h, ..before },
+        }
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(self, s: S, saved: Saved<S::V>, after: State<S::V>) -> Backward<S::V> {
+    fn backward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        saved: Saved<S::V>,
+        after: State<S::V>,
+    ) -> Backward<S::V> {
         let [n, _, z, _] = saved.slots;
         // h = mix(z, h', n)
         let (dz, before, dn) = self.update.mix_backward(s, z, saved.before.h, n, after.h);
@@ -106,7 +149,14 @@ impl Cell for GruBefore {
         // z = sigmoid(.); r's slot waits for what comes back through U
         let zero = s.splat(E::ZERO);
         let pre = [da, zero, dz * d_sigmoid(s, z), zero];
-        Backward { pre, before: State { h: before, c: after.c }, cell: after.c }
+        Backward {
+            pre,
+            before: State {
+                h: before,
+                c: after.c,
+            },
+            cell: after.c,
+        }
     }
 
     #[inline(always)]

@@ -30,7 +30,12 @@ impl Cell for Lstm {
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(self, s: S, pre: Slots<S::V>, before: State<S::V>) -> Forward<S::V> {
+    fn forward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        pre: Slots<S::V>,
+        before: State<S::V>,
+    ) -> Forward<S::V> {
         let i = sigmoid(s, pre[0]);
         let f = sigmoid(s, pre[1]);
         let g = tanh(s, pre[2]);
@@ -38,11 +43,19 @@ impl Cell for Lstm {
         let saved = [i, f, g, o];
         let c = Self::cell(s, saved, before);
         let h = flush(s, o * tanh(s, c));
-        Forward { saved, state: State { h, c } }
+        Forward {
+            saved,
+            state: State { h, c },
+        }
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(self, s: S, saved: Saved<S::V>, after: State<S::V>) -> Backward<S::V> {
+    fn backward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        saved: Saved<S::V>,
+        after: State<S::V>,
+    ) -> Backward<S::V> {
         let [i, f, g, o] = saved.slots;
         let tanh_c = tanh(s, Self::cell(s, saved.slots, saved.before));
         let dh = after.h;
@@ -52,9 +65,21 @@ impl Cell for Lstm {
         // c = f*c' + i*g
         let df = dc * saved.before.c;
         let (di, dg) = (dc * g, dc * i);
-        let before = State { h: s.splat(E::ZERO), c: flush(s, dc * f) };
+        let before = State {
+            h: s.splat(E::ZERO),
+            c: flush(s, dc * f),
+        };
         // o, g, f, i = act(.)
-        let pre = [di * d_sigmoid(s, i), df * d_sigmoid(s, f), dg * d_tanh(s, g), d_o * d_sigmoid(s, o)];
-        Backward { pre, before, cell: dc }
+        let pre = [
+            di * d_sigmoid(s, i),
+            df * d_sigmoid(s, f),
+            dg * d_tanh(s, g),
+            d_o * d_sigmoid(s, o),
+        ];
+        Backward {
+            pre,
+            before,
+            cell: dc,
+        }
     }
 }

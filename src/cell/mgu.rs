@@ -32,16 +32,29 @@ impl Cell for MguAfter {
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(self, s: S, pre: Slots<S::V>, before: State<S::V>) -> Forward<S::V> {
+    fn forward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        pre: Slots<S::V>,
+        before: State<S::V>,
+    ) -> Forward<S::V> {
         let f = sigmoid(s, pre[1]);
         let nh = pre[2];
         let n = tanh(s, f.mul_add(nh, pre[0]));
         let h = flush(s, self.update.mix(s, f, before.h, n));
-        Forward { saved: [n, f, nh, nh], state: State { h, ..before } }
+        Forward {
+            saved: [n, f, nh, nh],
+            state: State { h, ..before },
+        }
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(self, s: S, saved: Saved<S::V>, after: State<S::V>) -> Backward<S::V> {
+    fn backward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        saved: Saved<S::V>,
+        after: State<S::V>,
+    ) -> Backward<S::V> {
         let [n, f, nh, _] = saved.slots;
         // h = mix(f, h', n)
         let (df_update, before, dn) = self.update.mix_backward(s, f, saved.before.h, n, after.h);
@@ -50,7 +63,14 @@ impl Cell for MguAfter {
         let (df_reset, dnh) = (da * nh, da * f);
         // f = sigmoid(.), used twice
         let pre = [da, (df_update + df_reset) * d_sigmoid(s, f), dnh, dnh];
-        Backward { pre, before: State { h: before, c: after.c }, cell: after.c }
+        Backward {
+            pre,
+            before: State {
+                h: before,
+                c: after.c,
+            },
+            cell: after.c,
+        }
     }
 }
 
@@ -73,26 +93,49 @@ impl Cell for MguBefore {
     }
 
     #[inline(always)]
-    fn reset<E: Element, S: Simd<E>>(self, s: S, pre: Slots<S::V>, operand: S::V) -> (Slots<S::V>, S::V) {
+    fn reset<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        pre: Slots<S::V>,
+        operand: S::V,
+    ) -> (Slots<S::V>, S::V) {
         let f = sigmoid(s, pre[1]);
         ([pre[0], f, pre[2], pre[3]], f * operand)
     }
 
     #[inline(always)]
-    fn reset_operand<E: Element, S: Simd<E>>(self, _s: S, saved: Slots<S::V>, operand: S::V) -> S::V {
+    fn reset_operand<E: Element, S: Simd<E>>(
+        self,
+        _s: S,
+        saved: Slots<S::V>,
+        operand: S::V,
+    ) -> S::V {
         saved[1] * operand
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(self, s: S, pre: Slots<S::V>, before: State<S::V>) -> Forward<S::V> {
+    fn forward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        pre: Slots<S::V>,
+        before: State<S::V>,
+    ) -> Forward<S::V> {
         let [a, f, _, _] = pre;
         let n = tanh(s, a);
         let h = flush(s, self.update.mix(s, f, before.h, n));
-        Forward { saved: [n, f, f, f], state: State { h, ..before } }
+        Forward {
+            saved: [n, f, f, f],
+            state: State { h, ..before },
+        }
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(self, s: S, saved: Saved<S::V>, after: State<S::V>) -> Backward<S::V> {
+    fn backward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        saved: Saved<S::V>,
+        after: State<S::V>,
+    ) -> Backward<S::V> {
         let [n, f, _, _] = saved.slots;
         // h = mix(f, h', n)
         let (df_update, before, dn) = self.update.mix_backward(s, f, saved.before.h, n, after.h);
@@ -100,7 +143,14 @@ impl Cell for MguBefore {
         let da = dn * d_tanh(s, n);
         // f = sigmoid(.): the part as an update gate; the part as a reset gate waits for the product
         let pre = [da, df_update * d_sigmoid(s, f), da, da];
-        Backward { pre, before: State { h: before, c: after.c }, cell: after.c }
+        Backward {
+            pre,
+            before: State {
+                h: before,
+                c: after.c,
+            },
+            cell: after.c,
+        }
     }
 
     #[inline(always)]
@@ -116,6 +166,14 @@ impl Cell for MguBefore {
         // product = f*h'
         let df_reset = product * operand;
         // f = sigmoid(.)
-        ([pre[0], df_reset.mul_add(d_sigmoid(s, f), pre[1]), pre[2], pre[3]], product * f)
+        (
+            [
+                pre[0],
+                df_reset.mul_add(d_sigmoid(s, f), pre[1]),
+                pre[2],
+                pre[3],
+            ],
+            product * f,
+        )
     }
 }

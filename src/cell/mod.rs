@@ -102,19 +102,39 @@ pub trait Cell: Copy + Send + Sync + 'static {
     fn gate(slot: usize) -> usize;
 
     /// One step.
-    fn forward<E: Element, S: Simd<E>>(self, s: S, pre: Slots<S::V>, before: State<S::V>) -> Forward<S::V>;
+    fn forward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        pre: Slots<S::V>,
+        before: State<S::V>,
+    ) -> Forward<S::V>;
 
     /// One step back: `after` is the gradient of the state after the step.
-    fn backward<E: Element, S: Simd<E>>(self, s: S, saved: Saved<S::V>, after: State<S::V>) -> Backward<S::V>;
+    fn backward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        saved: Saved<S::V>,
+        after: State<S::V>,
+    ) -> Backward<S::V>;
 
     /// Between the stages: the slots with their gates activated, and r*h', the operand of the second
     /// product; `operand` is h' as the first product saw it (dropout included).
-    fn reset<E: Element, S: Simd<E>>(self, _s: S, pre: Slots<S::V>, operand: S::V) -> (Slots<S::V>, S::V) {
+    fn reset<E: Element, S: Simd<E>>(
+        self,
+        _s: S,
+        pre: Slots<S::V>,
+        operand: S::V,
+    ) -> (Slots<S::V>, S::V) {
         (pre, operand)
     }
 
     /// r*h' again, from what was saved.
-    fn reset_operand<E: Element, S: Simd<E>>(self, _s: S, _saved: Slots<S::V>, operand: S::V) -> S::V {
+    fn reset_operand<E: Element, S: Simd<E>>(
+        self,
+        _s: S,
+        _saved: Slots<S::V>,
+        operand: S::V,
+    ) -> S::V {
         operand
     }
 
@@ -132,14 +152,75 @@ pub trait Cell: Copy + Send + Sync + 'static {
     }
 }
 
-/// Whether a cell has the second stage.
-pub const fn has_reset_stage<C: Cell>() -> bool {
-    C::CANDIDATE.start < C::CANDIDATE.end
+/// What a driver must know of a cell, as a value: one driver serves every cell.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// As [`Cell::SLOTS`].
+    pub slots: usize,
+    /// As [`Cell::INPUT`].
+    pub input: usize,
+    /// As [`Cell::RECURRENT`]: first, and one past the last.
+    pub recurrent: (usize, usize),
+    /// As [`Cell::CANDIDATE`].
+    pub candidate: (usize, usize),
+    /// As [`Cell::SAVED`].
+    pub saved: usize,
+    /// As [`Cell::HAS_CELL`].
+    pub has_cell: bool,
+    /// As [`Cell::READS_OUTPUT`].
+    pub reads_output: bool,
+    /// As [`Cell::GATES`].
+    pub gates: &'static [(&'static str, usize)],
+    /// As [`Cell::gate`], of each slot.
+    pub gate: [usize; MAX_SLOTS],
 }
 
-/// Whether `U` feeds a slot, in either stage.
-pub fn is_recurrent<C: Cell>(slot: usize) -> bool {
-    C::RECURRENT.contains(&slot) || C::CANDIDATE.contains(&slot)
+impl Spec {
+    /// Of a cell.
+    pub fn of<C: Cell>(_cell: C) -> Self {
+        let mut gate = [0; MAX_SLOTS];
+        for (slot, gate) in gate.iter_mut().enumerate().take(C::SLOTS) {
+            *gate = C::gate(slot);
+        }
+        Self {
+            slots: C::SLOTS,
+            input: C::INPUT,
+            recurrent: (C::RECURRENT.start, C::RECURRENT.end),
+            candidate: (C::CANDIDATE.start, C::CANDIDATE.end),
+            saved: C::SAVED,
+            has_cell: C::HAS_CELL,
+            reads_output: C::READS_OUTPUT,
+            gates: C::GATES,
+            gate,
+        }
+    }
+
+    /// The slots that `U h'` adds to.
+    pub fn recurrent(&self) -> Range<usize> {
+        self.recurrent.0..self.recurrent.1
+    }
+
+    /// The slots that `U (r*h')` adds to.
+    pub fn candidate(&self) -> Range<usize> {
+        self.candidate.0..self.candidate.1
+    }
+
+    /// Whether the cell has the second stage.
+    pub fn has_reset_stage(&self) -> bool {
+        !self.candidate().is_empty()
+    }
+
+    /// Whether `U` feeds a slot, in either stage.
+    pub fn is_recurrent(&self, slot: usize) -> bool {
+        self.recurrent().contains(&slot) || self.candidate().contains(&slot)
+    }
+
+    /// The most slots that one product adds to.
+    pub fn widest_product(&self) -> usize {
+        self.input
+            .max(self.recurrent().len())
+            .max(self.candidate().len())
+    }
 }
 
 /// How the update gate of a GRU or MGU mixes the old state and the candidate.

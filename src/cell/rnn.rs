@@ -26,16 +26,44 @@ impl Cell for Rnn {
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(self, s: S, pre: Slots<S::V>, before: State<S::V>) -> Forward<S::V> {
-        let h = if self.relu { relu(s, pre[0]) } else { tanh(s, pre[0]) };
-        Forward { saved: pre, state: State { h: flush(s, h), ..before } }
+    fn forward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        pre: Slots<S::V>,
+        before: State<S::V>,
+    ) -> Forward<S::V> {
+        let h = if self.relu {
+            relu(s, pre[0])
+        } else {
+            tanh(s, pre[0])
+        };
+        Forward {
+            saved: pre,
+            state: State {
+                h: flush(s, h),
+                ..before
+            },
+        }
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(self, s: S, saved: Saved<S::V>, after: State<S::V>) -> Backward<S::V> {
+    fn backward<E: Element, S: Simd<E>>(
+        self,
+        s: S,
+        saved: Saved<S::V>,
+        after: State<S::V>,
+    ) -> Backward<S::V> {
         let (h, dh, zero) = (saved.output, after.h, s.splat(E::ZERO));
         // h = act(a)
-        let da = if self.relu { dh.select_positive(h) } else { dh * d_tanh(s, h) };
-        Backward { pre: [da; 4], before: State { h: zero, c: zero }, cell: zero }
+        let da = if self.relu {
+            dh.select_positive(h)
+        } else {
+            dh * d_tanh(s, h)
+        };
+        Backward {
+            pre: [da; 4],
+            before: State { h: zero, c: zero },
+            cell: zero,
+        }
     }
 }

@@ -88,7 +88,10 @@ impl<E: Element> Product<'_, E> {
         assert!(self.rows >= 1 && self.vectors >= 1);
         assert!((self.rows - 1) * self.sums_stride + p <= self.sums.len());
         if n > 0 {
-            assert!(reach(self.a.depth_stride, n) + (self.rows - 1) * self.a.row_stride < self.a.values.len());
+            assert!(
+                reach(self.a.depth_stride, n) + (self.rows - 1) * self.a.row_stride
+                    < self.a.values.len()
+            );
             assert!(reach(self.panel_stride, n) + p <= self.panel.len());
         }
     }
@@ -134,7 +137,16 @@ impl<E: Element, const R: usize, const P: usize> Kernel<E> for Tile<'_, E, R, P>
 
     #[inline(always)]
     fn run<S: Simd<E>>(self, s: S) {
-        let Product { depth, a, panel, panel_stride, sums, sums_stride, fresh, .. } = self.0;
+        let Product {
+            depth,
+            a,
+            panel,
+            panel_stride,
+            sums,
+            sums_stride,
+            fresh,
+            ..
+        } = self.0;
         let mut sum = [[s.splat(E::ZERO); P]; R];
         // SAFETY: `Product::check` held the last row of `sums` against its length.
         unsafe {
@@ -193,7 +205,11 @@ impl<E: Element, const R: usize, const P: usize> Kernel<E> for Tile<'_, E, R, P>
 /// Where a walk of `n` steps begins: at the front, or far enough in to end there.
 #[inline(always)]
 fn start<E>(values: &[E], stride: isize, n: usize) -> *const E {
-    let skip = if stride < 0 && n > 0 { reach(stride, n) } else { 0 };
+    let skip = if stride < 0 && n > 0 {
+        reach(stride, n)
+    } else {
+        0
+    };
     values.as_ptr().wrapping_add(skip)
 }
 
@@ -257,7 +273,17 @@ impl<E: Element, const Q: usize, const P: usize> Kernel<E> for RowTile<'_, E, Q,
 
     #[inline(always)]
     fn run<S: Simd<E>>(self, s: S) {
-        let RowProduct { depth, a, a_stride, panels, panels_stride, sums, sums_stride, fresh, .. } = self.0;
+        let RowProduct {
+            depth,
+            a,
+            a_stride,
+            panels,
+            panels_stride,
+            sums,
+            sums_stride,
+            fresh,
+            ..
+        } = self.0;
         let mut sum = [[s.splat(E::ZERO); P]; Q];
         // SAFETY: `multiply_row` held the last index of each of the three slices against its length.
         unsafe {

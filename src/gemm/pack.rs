@@ -29,7 +29,13 @@ impl<E: Element> Panels<E> {
     fn zeroed(depth: usize, lanes: usize, per_panel: usize, total: usize) -> Result<Self> {
         debug_assert!(per_panel <= MAX_VECTORS && total > 0);
         let len = product(&[depth, total, lanes], "packed weights (G * H * K)")?;
-        Ok(Self { values: Aligned::zeroed(len, "packed weights")?, depth, lanes, per_panel, total })
+        Ok(Self {
+            values: Aligned::zeroed(len, "packed weights")?,
+            depth,
+            lanes,
+            per_panel,
+            total,
+        })
     }
 
     /// Packs for forward: `weights` is [gates of the cell * hidden, depth], `gates` are the row blocks
@@ -43,7 +49,12 @@ impl<E: Element> Panels<E> {
         blocks_per_panel: usize,
     ) -> Result<Self> {
         let blocks = hidden.div_ceil(lanes);
-        let mut panels = Self::zeroed(depth, lanes, blocks_per_panel * gates.len(), blocks * gates.len())?;
+        let mut panels = Self::zeroed(
+            depth,
+            lanes,
+            blocks_per_panel * gates.len(),
+            blocks * gates.len(),
+        )?;
         panels.fill(team, |panel, vectors, values| {
             for vector in 0..vectors {
                 let block = panel * blocks_per_panel + vector / gates.len();
@@ -66,7 +77,12 @@ impl<E: Element> Panels<E> {
         lanes: usize,
         per_panel: usize,
     ) -> Result<Self> {
-        let mut panels = Self::zeroed(gates.len() * hidden, lanes, per_panel, columns.div_ceil(lanes))?;
+        let mut panels = Self::zeroed(
+            gates.len() * hidden,
+            lanes,
+            per_panel,
+            columns.div_ceil(lanes),
+        )?;
         panels.fill(team, |panel, vectors, values| {
             let first = panel * per_panel * lanes;
             let width = (vectors * lanes).min(columns - first);
@@ -82,16 +98,27 @@ impl<E: Element> Panels<E> {
     }
 
     /// Fills every panel: `fill(panel, vectors, values)`.
-    fn fill(&mut self, team: &Team<'_>, fill: impl Fn(usize, usize, &mut [E]) + Sync) -> Result<()> {
+    fn fill(
+        &mut self,
+        team: &Team<'_>,
+        fill: impl Fn(usize, usize, &mut [E]) + Sync,
+    ) -> Result<()> {
         if self.depth == 0 {
             return Ok(());
         }
         let (panel_len, total, per_panel) = (self.panel_len(), self.total, self.per_panel);
         let count = self.count();
         // Packing costs about what a step does: share it as long as shares are worth a dispatch.
-        let shares = team.size().min(self.values.len() / (1 << 16)).clamp(1, count);
+        let shares = team
+            .size()
+            .min(self.values.len() / (1 << 16))
+            .clamp(1, count);
         let per_share = count.div_ceil(shares);
-        let work = self.values.chunks_mut(per_share * panel_len).enumerate().collect();
+        let work = self
+            .values
+            .chunks_mut(per_share * panel_len)
+            .enumerate()
+            .collect();
         team.run(work, |(share, panels): (usize, &mut [E])| {
             let meter = team.watch().meter();
             for (k, values) in panels.chunks_mut(panel_len).enumerate() {
@@ -165,7 +192,9 @@ mod tests {
         let (hidden, depth, lanes) = (6, 3, 4);
         let weights = matrix(2 * hidden, depth);
         for per_panel in [1, 2] {
-            let panels = Panels::by_unit(&team, &weights, &[1, 0], (hidden, depth), lanes, per_panel).unwrap();
+            let panels =
+                Panels::by_unit(&team, &weights, &[1, 0], (hidden, depth), lanes, per_panel)
+                    .unwrap();
             assert_eq!(panels.count(), 2usize.div_ceil(per_panel));
             for unit in 0..hidden.next_multiple_of(lanes) {
                 for (g, gate) in [1, 0].into_iter().enumerate() {
@@ -174,7 +203,11 @@ mod tests {
                         let panel = block / per_panel;
                         let vector = block % per_panel * 2 + g;
                         let at = (k * panels.vectors(panel) + vector) * lanes + unit % lanes;
-                        let expected = if unit < hidden { weights[(gate * hidden + unit) * depth + k] } else { 0.0 };
+                        let expected = if unit < hidden {
+                            weights[(gate * hidden + unit) * depth + k]
+                        } else {
+                            0.0
+                        };
                         assert_eq!(panels.from_panel(panel)[at], expected);
                     }
                 }
@@ -188,13 +221,26 @@ mod tests {
         let team = Team::assemble(2, &watch);
         let (hidden, columns, lanes) = (2, 10, 4);
         let weights = matrix(3 * hidden, columns);
-        let panels = Panels::by_column(&team, &weights, &[2, 0], (hidden, columns), lanes, 2).unwrap();
-        assert_eq!((panels.count(), panels.vectors(0), panels.vectors(1), panels.depth()), (2, 2, 1, 4));
+        let panels =
+            Panels::by_column(&team, &weights, &[2, 0], (hidden, columns), lanes, 2).unwrap();
+        assert_eq!(
+            (
+                panels.count(),
+                panels.vectors(0),
+                panels.vectors(1),
+                panels.depth()
+            ),
+            (2, 2, 1, 4)
+        );
         for (k, row) in [4, 5, 0, 1].into_iter().enumerate() {
             for column in 0..12 {
                 let panel = column / 8;
                 let at = k * panels.vectors(panel) * lanes + column % 8;
-                let expected = if column < columns { weights[row * columns + column] } else { 0.0 };
+                let expected = if column < columns {
+                    weights[row * columns + column]
+                } else {
+                    0.0
+                };
                 assert_eq!(panels.from_panel(panel)[at], expected);
             }
         }

@@ -75,16 +75,31 @@ impl<'a, E: Element> Field<'a, E> {
     /// The rows before `at` and the rows from it on, of every step.
     pub fn split_rows(self, at: usize) -> (Self, Self) {
         let at = at.clamp(self.rows.start, self.rows.end);
-        let below = Self { rows: self.rows.start..at, columns: self.columns.clone(), ..self };
-        let above = Self { rows: at..self.rows.end, ..self };
+        let below = Self {
+            rows: self.rows.start..at,
+            columns: self.columns.clone(),
+            ..self
+        };
+        let above = Self {
+            rows: at..self.rows.end,
+            ..self
+        };
         (below, above)
     }
 
     /// The columns before `at` and the columns from it on; the second part counts its own from 0.
     pub fn split_columns(self, at: usize) -> (Self, Self) {
         let at = (self.origin + at).clamp(self.columns.start, self.columns.end);
-        let left = Self { columns: self.columns.start..at, rows: self.rows.clone(), ..self };
-        let right = Self { columns: at..self.columns.end, origin: at, ..self };
+        let left = Self {
+            columns: self.columns.start..at,
+            rows: self.rows.clone(),
+            ..self
+        };
+        let right = Self {
+            columns: at..self.columns.end,
+            origin: at,
+            ..self
+        };
         (left, right)
     }
 
@@ -93,10 +108,15 @@ impl<'a, E: Element> Field<'a, E> {
     /// # Panics
     /// When that reaches beyond what this field owns.
     pub fn rows(&self, t: usize, rows: Range<usize>) -> &[E] {
-        assert!(self.rows.start <= rows.start && rows.start <= rows.end && rows.end <= self.rows.end);
+        assert!(
+            self.rows.start <= rows.start && rows.start <= rows.end && rows.end <= self.rows.end
+        );
         assert!(self.columns == (0..self.layout.width));
         let (first, count) = (self.layout.row(t, rows.start), rows.end - rows.start);
-        assert!(first + count <= self.rows_held && self.layout.row(t, rows.end) <= self.layout.row(t + 1, 0));
+        assert!(
+            first + count <= self.rows_held
+                && self.layout.row(t, rows.end) <= self.layout.row(t + 1, 0)
+        );
         // SAFETY: these rows were just held against the table's size, and are this field's alone.
         unsafe {
             let from = self.base.add(first * self.layout.row_len());
@@ -109,18 +129,35 @@ impl<'a, E: Element> Field<'a, E> {
     /// # Panics
     /// When that reaches beyond what this field owns.
     #[inline(always)]
-    pub fn block(&mut self, t: usize, rows: Range<usize>, column: usize, width: usize) -> Block<'_, E> {
+    pub fn block(
+        &mut self,
+        t: usize,
+        rows: Range<usize>,
+        column: usize,
+        width: usize,
+    ) -> Block<'_, E> {
         let column = self.origin + column;
         assert!(self.rows.start <= rows.start && rows.end <= self.rows.end);
         assert!(self.columns.start <= column && column + width <= self.columns.end);
         let first = self.layout.row(t, rows.start);
         let count = rows.end - rows.start;
-        assert!(first + count <= self.rows_held && self.layout.row(t, rows.end) <= self.layout.row(t + 1, 0));
+        assert!(
+            first + count <= self.rows_held
+                && self.layout.row(t, rows.end) <= self.layout.row(t + 1, 0)
+        );
         let row_stride = self.layout.row_len();
         // SAFETY: row and column were just held against the table's size.
         let base = unsafe { self.base.add(first * row_stride + column) };
         let slots = self.layout.slots;
-        Block { base, row_stride, slot_stride: self.layout.width, rows: count, slots, width, owner: PhantomData }
+        Block {
+            base,
+            row_stride,
+            slot_stride: self.layout.width,
+            rows: count,
+            slots,
+            width,
+            owner: PhantomData,
+        }
     }
 }
 
@@ -136,7 +173,11 @@ pub struct Table<'a, E> {
 impl<'a, E: Element> Table<'a, E> {
     /// The whole of `values`.
     pub fn new(values: &'a [E], layout: Layout<'a>) -> Self {
-        Self { values, layout, origin: 0 }
+        Self {
+            values,
+            layout,
+            origin: 0,
+        }
     }
 
     /// The same table, its columns counted from `origin`.
@@ -149,16 +190,33 @@ impl<'a, E: Element> Table<'a, E> {
     /// # Panics
     /// When that reaches beyond the table.
     #[inline(always)]
-    pub fn block(&self, t: usize, rows: Range<usize>, column: usize, width: usize) -> ReadBlock<'a, E> {
+    pub fn block(
+        &self,
+        t: usize,
+        rows: Range<usize>,
+        column: usize,
+        width: usize,
+    ) -> ReadBlock<'a, E> {
         let column = self.origin + column;
         let row_stride = self.layout.row_len();
         let first = self.layout.row(t, rows.start);
         let count = rows.end - rows.start;
-        assert!(column + width <= self.layout.width && (first + count) * row_stride <= self.values.len());
+        assert!(
+            column + width <= self.layout.width
+                && (first + count) * row_stride <= self.values.len()
+        );
         let (slot_stride, slots) = (self.layout.width, self.layout.slots);
         // SAFETY: row and column were just held against the table's size.
         let base = unsafe { self.values.as_ptr().add(first * row_stride + column) };
-        ReadBlock { base, row_stride, slot_stride, rows: count, slots, width, owner: PhantomData }
+        ReadBlock {
+            base,
+            row_stride,
+            slot_stride,
+            rows: count,
+            slots,
+            width,
+            owner: PhantomData,
+        }
     }
 }
 
@@ -179,7 +237,10 @@ impl<E: Element> Block<'_, E> {
     fn at(&self, row: usize, slot: usize, column: usize) -> (*mut E, usize) {
         assert!(row < self.rows && slot < self.slots && column <= self.width);
         // SAFETY: `Field::block` checked all rows, slots and columns of this block.
-        let at = unsafe { self.base.add(row * self.row_stride + slot * self.slot_stride + column) };
+        let at = unsafe {
+            self.base
+                .add(row * self.row_stride + slot * self.slot_stride + column)
+        };
         (at, self.width - column)
     }
 
@@ -188,15 +249,34 @@ impl<E: Element> Block<'_, E> {
     pub fn load<S: Simd<E>>(&self, s: S, row: usize, slot: usize, column: usize) -> S::V {
         let (from, width) = self.at(row, slot, column);
         // SAFETY: `width` values from here on belong to the block, and a full load reads no more.
-        unsafe { if width >= S::LANES { s.load_raw(from) } else { s.load_partial_raw(from, width) } }
+        unsafe {
+            if width >= S::LANES {
+                s.load_raw(from)
+            } else {
+                s.load_partial_raw(from, width)
+            }
+        }
     }
 
     /// Writes the vector at `row`, `slot` and `column`, as far as the block's width goes.
     #[inline(always)]
-    pub fn store<S: Simd<E>>(&mut self, _s: S, row: usize, slot: usize, column: usize, value: S::V) {
+    pub fn store<S: Simd<E>>(
+        &mut self,
+        _s: S,
+        row: usize,
+        slot: usize,
+        column: usize,
+        value: S::V,
+    ) {
         let (to, width) = self.at(row, slot, column);
         // SAFETY: `width` values from here on belong to the block alone, and a full store writes no more.
-        unsafe { if width >= S::LANES { value.store_raw(to) } else { value.store_partial_raw(to, width) } }
+        unsafe {
+            if width >= S::LANES {
+                value.store_raw(to)
+            } else {
+                value.store_partial_raw(to, width)
+            }
+        }
     }
 }
 
@@ -221,8 +301,14 @@ impl<E: Element> ReadBlock<'_, E> {
         // SAFETY: `Table::block` checked all rows, slots and columns of this block, and a load reads
         // `width` values at most.
         unsafe {
-            let from = self.base.add(row * self.row_stride + slot * self.slot_stride + column);
-            if width >= S::LANES { s.load_raw(from) } else { s.load_partial_raw(from, width) }
+            let from = self
+                .base
+                .add(row * self.row_stride + slot * self.slot_stride + column);
+            if width >= S::LANES {
+                s.load_raw(from)
+            } else {
+                s.load_partial_raw(from, width)
+            }
         }
     }
 }

@@ -20,11 +20,12 @@
 
 use std::ops::Range;
 
-use crate::cell::{Backward, Cell, MAX_SLOTS, Saved, Slots, State, has_reset_stage};
+use crate::cell::{Backward, Cell, MAX_SLOTS, Saved, Slots, Spec, State};
 use crate::error::Result;
 use crate::gemm::kernel::{Product, RowProduct, Rows, max_rows, multiply, multiply_row};
 use crate::gemm::pack::Panels;
 use crate::gemm::view::{Field, Table};
+use crate::layer::config::{CellKind, with_cell};
 use crate::layer::forward::{StateFields, masked, tiles};
 use crate::layer::weights::{BackwardWeights, Lanes};
 use crate::math::flush;
@@ -59,9 +60,11 @@ pub struct GradientFields<'a, E> {
 }
 
 /// One worker's rows, back over a range of steps.
-pub struct BackwardShare<'a, E, C> {
+pub struct BackwardShare<'a, E> {
     /// The cell.
-    pub cell: C,
+    pub cell: CellKind,
+    /// What this driver knows of it.
+    pub spec: Spec,
     /// The packed parameters.
     pub weights: &'a BackwardWeights<E>,
     /// H.
@@ -104,20 +107,34 @@ impl<E: Element> BackwardSpace<E> {
     /// For `rows` rows.
     pub fn new(lanes: Lanes, rows: usize) -> Result<Self> {
         let what = "the workspace of a backward pass";
-        let len = product(&[rows.max(MAX_SLOTS), lanes.column_vectors(), lanes.lanes], what)?;
-        Ok(Self { sums: Aligned::zeroed(len, what)?, chain: Aligned::zeroed(len, what)? })
+        let len = product(
+            &[rows.max(MAX_SLOTS), lanes.column_vectors(), lanes.lanes],
+            what,
+        )?;
+        Ok(Self {
+            sums: Aligned::zeroed(len, what)?,
+            chain: Aligned::zeroed(len, what)?,
+        })
     }
 }
 
-impl<E: Element, C: Cell> Kernel<E> for BackwardShare<'_, E, C> {
+impl<E: Element> Kernel<E> for BackwardShare<'_, E> {
     type Output = Result<()>;
 
     #[inline(always)]
     fn run<S: Simd<E>>(mut self, s: S) -> Result<()> {
         let (begin, count) = (self.steps.start, self.steps.len());
         for k in 0..count {
-            let t = if self.reverse { begin + k } else { begin + count - 1 - k };
-            let rows = self.schedule.active(t).min(self.rows.end).saturating_sub(self.rows.start);
+            let t = if self.reverse {
+                begin + k
+            } else {
+                begin + count - 1 - k
+            };
+            let rows = self
+                .schedule
+                .active(t)
+                .min(self.rows.end)
+                .saturating_sub(self.rows.start);
             if rows > 0 {
                 self.step(s, t, rows)?;
             }
@@ -126,90 +143,30 @@ impl<E: Element, C: Cell> Kernel<E> for BackwardShare<'_, E, C> {
     }
 }
 
-impl<E: Element, C: Cell> BackwardShare<'_, E, C> {
+impl<E: Element> BackwardShare<'_, E> {
     /// The mirror of a forward step.
     #[inline(always)]
     fn step<S: Simd<E>>(&mut self, s: S, t: usize, rows: usize) -> Result<()> {
         let places = self.rows.start..self.rows.start + rows;
-        self.finish_backward(s, t, &places);
+        with_cell!(self.cell, cell => s.enter(FinishBackward { cell, share: self, t, places: &places }));
         if let Some(candidate) = &self.weights.candidate {
             for panel in 0..candidate.count() {
-                self.product(s, candidate, panel, t, &places, C::CANDIDATE)?;
-                self.reset_gates_backward(s, candidate, panel, t, &places);
+                self.product(s, candidate, panel, t, &places, self.spec.candidate())?;
+                with_cell!(self.cell, cell => s.enter(ResetGatesBackward { cell, share: self, panel, t, places: &places }));
             }
         }
         for panel in 0..self.weights.recurrent.count() {
-            self.product(s, &self.weights.recurrent, panel, t, &places, C::RECURRENT)?;
+            self.product(
+                s,
+                &self.weights.recurrent,
+                panel,
+                t,
+                &places,
+                self.spec.recurrent(),
+            )?;
             self.add_to_state(s, panel, &places);
         }
         Ok(())
-    }
-
-    /// The cell's equations back, for every unit of the rows.
-    #[inline(always)]
-    fn finish_backward<S: Simd<E>>(&mut self, s: S, t: usize, places: &Range<usize>) {
-        let Self { cell, tape, dy, mask, state, output, gradients, hidden, .. } = self;
-        let (hidden, mask) = (*hidden, *mask);
-        let whole = || (places.clone(), 0, hidden);
-        macro_rules! block {
-            ($table:expr, $t:expr) => {{
-                let (rows, column, width) = whole();
-                $table.block($t, rows, column, width)
-            }};
-        }
-        let h_before = block!(tape.h_before, t);
-        let c_before = if C::HAS_CELL { tape.c_before.map(|c| block!(c, t)) } else { None };
-        let slots = if C::SAVED > 0 { tape.slots.map(|slots| block!(slots, t)) } else { None };
-        let dy = dy.map(|dy| block!(dy, t));
-        let mut dh_state = block!(state.h, 0);
-        let mut dc_state = if C::HAS_CELL { state.c.as_mut().map(|c| block!(c, 0)) } else { None };
-        let mut output = if C::READS_OUTPUT { output.as_mut().map(|output| block!(output, 0)) } else { None };
-        let mut pre = block!(gradients.pre, t);
-        let mut operand = gradients.operand.as_mut().map(|field| block!(field, t));
-        let mut dh_shown = gradients.h.as_mut().map(|field| block!(field, t));
-        let mut dc_shown = gradients.c.as_mut().map(|field| block!(field, t));
-        for r in 0..places.len() {
-            for unit in (0..hidden).step_by(S::LANES) {
-                let mut saved: Slots<S::V> = [s.splat(E::ZERO); MAX_SLOTS];
-                if let Some(slots) = &slots {
-                    for slot in 0..C::SAVED {
-                        saved[slot] = slots.load(s, r, slot, unit);
-                    }
-                }
-                let h = h_before.load(s, r, 0, unit);
-                let c = c_before.as_ref().map_or(h, |c| c.load(s, r, 0, unit));
-                let mut after = h;
-                if let Some(output) = &mut output {
-                    after = output.load(s, r, 0, unit);
-                    // The step before this one leaves what this one began with.
-                    output.store(s, r, 0, unit, h);
-                }
-                let mut dh = dh_state.load(s, r, 0, unit);
-                if let Some(dy) = &dy {
-                    dh = dh + dy.load(s, r, 0, unit);
-                }
-                let dc = dc_state.as_ref().map_or(dh, |dc| dc.load(s, r, 0, unit));
-                let saved = Saved { slots: saved, before: State { h, c }, output: after };
-                let back: Backward<S::V> = cell.backward(s, saved, State { h: dh, c: dc });
-                dh_state.store(s, r, 0, unit, back.before.h);
-                if let Some(dc_state) = &mut dc_state {
-                    dc_state.store(s, r, 0, unit, back.before.c);
-                }
-                for slot in 0..C::SLOTS {
-                    pre.store(s, r, slot, unit, back.pre[slot]);
-                }
-                if let Some(operand) = &mut operand {
-                    let width = S::LANES.min(hidden - unit);
-                    operand.store(s, r, 0, unit, masked(s, h, mask, (places.start + r) * hidden + unit, width));
-                }
-                if let Some(shown) = &mut dh_shown {
-                    shown.store(s, r, 0, unit, dh);
-                }
-                if let Some(shown) = &mut dc_shown {
-                    shown.store(s, r, 0, unit, back.cell);
-                }
-            }
-        }
     }
 
     /// `space.sums` = dpre U for one panel of units: a chain of sums per slot, then the slots in order.
@@ -230,18 +187,21 @@ impl<E: Element, C: Cell> BackwardShare<'_, E, C> {
         let weights = panels.from_panel(panel);
         let (sums, chain) = (&mut self.space.sums, &mut self.space.chain);
         if rows == 1 {
-            multiply_row(s, RowProduct {
-                count: slots.len(),
-                vectors,
-                depth: hidden,
-                a: pre,
-                a_stride: hidden,
-                panels: weights,
-                panels_stride: hidden * width,
-                sums: chain,
-                sums_stride: width,
-                fresh: true,
-            });
+            multiply_row(
+                s,
+                RowProduct {
+                    count: slots.len(),
+                    vectors,
+                    depth: hidden,
+                    a: pre,
+                    a_stride: hidden,
+                    panels: weights,
+                    panels_stride: hidden * width,
+                    sums: chain,
+                    sums_stride: width,
+                    fresh: true,
+                },
+            );
             for at in (0..width).step_by(S::LANES) {
                 let mut sum = s.load(&chain[at..]);
                 for slot in 1..slots.len() {
@@ -253,18 +213,25 @@ impl<E: Element, C: Cell> BackwardShare<'_, E, C> {
             for slot in 0..slots.len() {
                 let to = if slot == 0 { &mut *sums } else { &mut *chain };
                 for tile in tiles(rows, max_rows(S::REGISTERS, vectors)) {
-                    let a = &pre[tile.start * C::SLOTS * hidden + slot * hidden..];
-                    multiply(s, Product {
-                        rows: tile.len(),
-                        vectors,
-                        depth: hidden,
-                        a: Rows { values: a, row_stride: C::SLOTS * hidden, depth_stride: 1 },
-                        panel: &weights[slot * hidden * width..],
-                        panel_stride: width as isize,
-                        sums: &mut to[tile.start * width..],
-                        sums_stride: width,
-                        fresh: true,
-                    });
+                    let a = &pre[tile.start * self.spec.slots * hidden + slot * hidden..];
+                    multiply(
+                        s,
+                        Product {
+                            rows: tile.len(),
+                            vectors,
+                            depth: hidden,
+                            a: Rows {
+                                values: a,
+                                row_stride: self.spec.slots * hidden,
+                                depth_stride: 1,
+                            },
+                            panel: &weights[slot * hidden * width..],
+                            panel_stride: width as isize,
+                            sums: &mut to[tile.start * width..],
+                            sums_stride: width,
+                            fresh: true,
+                        },
+                    );
                 }
                 if slot > 0 {
                     for at in (0..rows * width).step_by(S::LANES) {
@@ -293,27 +260,176 @@ impl<E: Element, C: Cell> BackwardShare<'_, E, C> {
         }
     }
 
-    /// Back between the stages, for one panel of units: `space.sums` is the gradient of r*m*h'.
+    /// The first column of a panel, and how many there are of H.
     #[inline(always)]
-    fn reset_gates_backward<S: Simd<E>>(
-        &mut self,
-        s: S,
-        panels: &Panels<E>,
-        panel: usize,
-        t: usize,
-        places: &Range<usize>,
-    ) {
-        if !has_reset_stage::<C>() {
-            return;
+    fn columns<S: Simd<E>>(&self, panel: usize) -> (usize, usize) {
+        let full = self.weights.recurrent.vectors(0) * S::LANES;
+        let first = panel * full;
+        (first, full.min(self.hidden - first))
+    }
+}
+
+/// [`Cell::backward`] for every unit of some rows.
+struct FinishBackward<'a, 'b, E, C> {
+    cell: C,
+    share: &'a mut BackwardShare<'b, E>,
+    t: usize,
+    places: &'a Range<usize>,
+}
+
+impl<E: Element, C: Cell> Kernel<E> for FinishBackward<'_, '_, E, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) {
+        let Self {
+            cell,
+            share,
+            t,
+            places,
+        } = self;
+        let BackwardShare {
+            tape,
+            dy,
+            mask,
+            state,
+            output,
+            gradients,
+            hidden,
+            ..
+        } = share;
+        let (hidden, mask) = (*hidden, *mask);
+        let whole = || (places.clone(), 0, hidden);
+        macro_rules! block {
+            ($table:expr, $t:expr) => {{
+                let (rows, column, width) = whole();
+                $table.block($t, rows, column, width)
+            }};
         }
-        let (first, width) = self.columns::<S>(panel);
-        let row_len = panels.vectors(panel) * S::LANES;
-        let Self { cell, tape, mask, state, gradients, space, hidden, .. } = self;
+        let h_before = block!(tape.h_before, t);
+        let c_before = if C::HAS_CELL {
+            tape.c_before.map(|c| block!(c, t))
+        } else {
+            None
+        };
+        let slots = if C::SAVED > 0 {
+            tape.slots.map(|slots| block!(slots, t))
+        } else {
+            None
+        };
+        let dy = dy.map(|dy| block!(dy, t));
+        let mut dh_state = block!(state.h, 0);
+        let mut dc_state = if C::HAS_CELL {
+            state.c.as_mut().map(|c| block!(c, 0))
+        } else {
+            None
+        };
+        let mut output = if C::READS_OUTPUT {
+            output.as_mut().map(|output| block!(output, 0))
+        } else {
+            None
+        };
+        let mut pre = block!(gradients.pre, t);
+        let mut operand = gradients.operand.as_mut().map(|field| block!(field, t));
+        let mut dh_shown = gradients.h.as_mut().map(|field| block!(field, t));
+        let mut dc_shown = gradients.c.as_mut().map(|field| block!(field, t));
+        for r in 0..places.len() {
+            for unit in (0..hidden).step_by(S::LANES) {
+                let mut saved: Slots<S::V> = [s.splat(E::ZERO); MAX_SLOTS];
+                if let Some(slots) = &slots {
+                    for slot in 0..C::SAVED {
+                        saved[slot] = slots.load(s, r, slot, unit);
+                    }
+                }
+                let h = h_before.load(s, r, 0, unit);
+                let c = c_before.as_ref().map_or(h, |c| c.load(s, r, 0, unit));
+                let mut after = h;
+                if let Some(output) = &mut output {
+                    after = output.load(s, r, 0, unit);
+                    // The step before this one leaves what this one began with.
+                    output.store(s, r, 0, unit, h);
+                }
+                let mut dh = dh_state.load(s, r, 0, unit);
+                if let Some(dy) = &dy {
+                    dh = dh + dy.load(s, r, 0, unit);
+                }
+                let dc = dc_state.as_ref().map_or(dh, |dc| dc.load(s, r, 0, unit));
+                let saved = Saved {
+                    slots: saved,
+                    before: State { h, c },
+                    output: after,
+                };
+                let back: Backward<S::V> = cell.backward(s, saved, State { h: dh, c: dc });
+                dh_state.store(s, r, 0, unit, back.before.h);
+                if let Some(dc_state) = &mut dc_state {
+                    dc_state.store(s, r, 0, unit, back.before.c);
+                }
+                for slot in 0..C::SLOTS {
+                    pre.store(s, r, slot, unit, back.pre[slot]);
+                }
+                if let Some(operand) = &mut operand {
+                    let width = S::LANES.min(hidden - unit);
+                    operand.store(
+                        s,
+                        r,
+                        0,
+                        unit,
+                        masked(s, h, mask, (places.start + r) * hidden + unit, width),
+                    );
+                }
+                if let Some(shown) = &mut dh_shown {
+                    shown.store(s, r, 0, unit, dh);
+                }
+                if let Some(shown) = &mut dc_shown {
+                    shown.store(s, r, 0, unit, back.cell);
+                }
+            }
+        }
+    }
+}
+
+/// [`Cell::reset_backward`] for one panel of units: `space.sums` is the gradient of r*m*h'.
+struct ResetGatesBackward<'a, 'b, E, C> {
+    cell: C,
+    share: &'a mut BackwardShare<'b, E>,
+    panel: usize,
+    t: usize,
+    places: &'a Range<usize>,
+}
+
+impl<E: Element, C: Cell> Kernel<E> for ResetGatesBackward<'_, '_, E, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) {
+        let Self {
+            cell,
+            share,
+            panel,
+            t,
+            places,
+        } = self;
+        let (first, width) = share.columns::<S>(panel);
+        let row_len = share.weights.recurrent.vectors(panel) * S::LANES;
+        let BackwardShare {
+            tape,
+            mask,
+            state,
+            gradients,
+            space,
+            hidden,
+            ..
+        } = share;
         let h_before = tape.h_before.block(t, places.clone(), first, width);
-        let saved = tape.slots.map(|slots| slots.block(t, places.clone(), first, width));
+        let saved = tape
+            .slots
+            .map(|slots| slots.block(t, places.clone(), first, width));
         let mut dh = state.h.block(0, places.clone(), first, width);
         let mut pre = gradients.pre.block(t, places.clone(), first, width);
-        let mut reset_operand = gradients.reset_operand.as_mut().map(|field| field.block(t, places.clone(), first, width));
+        let mut reset_operand = gradients
+            .reset_operand
+            .as_mut()
+            .map(|field| field.block(t, places.clone(), first, width));
         for r in 0..places.len() {
             for column in (0..width).step_by(S::LANES) {
                 let mut slots: Slots<S::V> = [s.splat(E::ZERO); MAX_SLOTS];
@@ -340,13 +456,5 @@ impl<E: Element, C: Cell> BackwardShare<'_, E, C> {
                 }
             }
         }
-    }
-
-    /// The first column of a panel, and how many there are of H.
-    #[inline(always)]
-    fn columns<S: Simd<E>>(&self, panel: usize) -> (usize, usize) {
-        let full = self.weights.recurrent.vectors(0) * S::LANES;
-        let first = panel * full;
-        (first, full.min(self.hidden - first))
     }
 }

@@ -1,6 +1,6 @@
 //! What a layer is.
 
-use crate::cell::{Cell, Update};
+use crate::cell::{Spec, Update};
 use crate::error::{Error, Result};
 use crate::memory::product;
 
@@ -36,29 +36,61 @@ macro_rules! with_cell {
         use $crate::cell::{GruAfter, GruBefore, Lstm, MguAfter, MguBefore, Rnn};
         use $crate::layer::CellKind;
         match $kind {
-            CellKind::Rnn { relu } => { let $cell = Rnn { relu }; $body }
-            CellKind::Lstm => { let $cell = Lstm; $body }
-            CellKind::Gru { reset_after: true, update } => { let $cell = GruAfter { update }; $body }
-            CellKind::Gru { reset_after: false, update } => { let $cell = GruBefore { update }; $body }
-            CellKind::Mgu { reset_after: true, update } => { let $cell = MguAfter { update }; $body }
-            CellKind::Mgu { reset_after: false, update } => { let $cell = MguBefore { update }; $body }
+            CellKind::Rnn { relu } => {
+                let $cell = Rnn { relu };
+                $body
+            }
+            CellKind::Lstm => {
+                let $cell = Lstm;
+                $body
+            }
+            CellKind::Gru {
+                reset_after: true,
+                update,
+            } => {
+                let $cell = GruAfter { update };
+                $body
+            }
+            CellKind::Gru {
+                reset_after: false,
+                update,
+            } => {
+                let $cell = GruBefore { update };
+                $body
+            }
+            CellKind::Mgu {
+                reset_after: true,
+                update,
+            } => {
+                let $cell = MguAfter { update };
+                $body
+            }
+            CellKind::Mgu {
+                reset_after: false,
+                update,
+            } => {
+                let $cell = MguBefore { update };
+                $body
+            }
         }
     }};
 }
 pub(crate) use with_cell;
 
 impl CellKind {
+    /// What drivers must know of the cell.
+    pub fn spec(self) -> Spec {
+        with_cell!(self, cell => Spec::of(cell))
+    }
+
     /// G: row blocks of the weights.
     pub fn gates(self) -> usize {
-        fn count<C: Cell>(_: C) -> usize {
-            C::GATES.len()
-        }
-        with_cell!(self, cell => count(cell))
+        self.spec().gates.len()
     }
 
     /// Whether the state has a second member, c.
     pub fn has_cell_state(self) -> bool {
-        self == Self::Lstm
+        self.spec().has_cell
     }
 }
 
@@ -105,22 +137,36 @@ impl Config {
     /// A zero size, a probability outside [0, 1), dropout without a layer to drop between, or weights
     /// that do not fit the address space.
     pub fn checked(self) -> Result<Self> {
-        for (name, size) in [("input_size", self.input), ("hidden_size", self.hidden), ("num_layers", self.layers)] {
+        for (name, size) in [
+            ("input_size", self.input),
+            ("hidden_size", self.hidden),
+            ("num_layers", self.layers),
+        ] {
             if size == 0 {
                 return Err(Error::value(name, "at least 1", size));
             }
         }
-        for (name, p) in [("dropout", self.dropout), ("recurrent_dropout", self.recurrent_dropout)] {
+        for (name, p) in [
+            ("dropout", self.dropout),
+            ("recurrent_dropout", self.recurrent_dropout),
+        ] {
             if !(0.0..1.0).contains(&p) {
                 return Err(Error::value(name, "a probability in [0, 1)", p));
             }
         }
         if self.dropout > 0.0 && self.layers == 1 {
-            return Err(Error::value("dropout", "0 for a single layer (it acts between layers)", self.dropout));
+            return Err(Error::value(
+                "dropout",
+                "0 for a single layer (it acts between layers)",
+                self.dropout,
+            ));
         }
         for layer in 0..self.layers.min(2) {
             let width = self.input_of(layer).max(self.hidden);
-            product(&[self.cell.gates(), self.hidden, width, 8], "the weights (G * H * max(I, H))")?;
+            product(
+                &[self.cell.gates(), self.hidden, width, 8],
+                "the weights (G * H * max(I, H))",
+            )?;
         }
         Ok(self)
     }
@@ -140,7 +186,11 @@ impl Config {
 
     /// The features that layer `layer` reads.
     pub fn input_of(&self, layer: usize) -> usize {
-        if layer == 0 { self.input } else { self.output() }
+        if layer == 0 {
+            self.input
+        } else {
+            self.output()
+        }
     }
 
     /// Arrays of parameters in one direction of a layer.
@@ -160,7 +210,10 @@ impl Config {
         for layer in 0..self.layers {
             for direction in 0..self.directions() {
                 let suffix = self.direction_name(layer, direction);
-                params.push((format!("weight_ih_{suffix}"), vec![rows, self.input_of(layer)]));
+                params.push((
+                    format!("weight_ih_{suffix}"),
+                    vec![rows, self.input_of(layer)],
+                ));
                 params.push((format!("weight_hh_{suffix}"), vec![rows, hidden]));
                 if self.bias {
                     params.push((format!("bias_ih_{suffix}"), vec![rows]));

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use crate::cell::{Cell, has_reset_stage, is_recurrent};
+use crate::cell::Spec;
 use crate::error::Result;
 use crate::gemm::view::{Field, Layout, Table};
 use crate::layer::backward::{BackwardShare, BackwardSpace, GradientFields, StepTables};
+use crate::layer::config::CellKind;
 use crate::layer::forward::{ForwardShare, StateFields, StepFields, Workspace};
 use crate::layer::products::{self, Chunk, Extent, Outputs, ParamGradients, ProductSpace};
 use crate::layer::tape::{DirectionState, DirectionTape, Kept, Segment, StepTape};
@@ -21,9 +22,11 @@ const CHUNK_ROWS: usize = 256;
 
 /// What one direction of one layer is.
 #[derive(Clone, Copy)]
-pub struct Direction<'a, E, C> {
+pub struct Direction<'a, E> {
     /// The cell.
-    pub cell: C,
+    pub cell: CellKind,
+    /// What drivers know of it.
+    pub spec: Spec,
     /// H.
     pub hidden: usize,
     /// I of this layer.
@@ -61,19 +64,32 @@ pub struct ForwardTargets<'a, E> {
     pub tape: Option<&'a mut StepTape<E>>,
 }
 
-impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
+impl<'a, E: Element> Direction<'a, E> {
     /// A layout of packed rows that begins at `first_step`.
     fn layout(&self, first_step: usize, slots: usize) -> Layout<'a> {
-        Layout { schedule: self.schedule, first_step, slots, width: self.hidden }
+        Layout {
+            schedule: self.schedule,
+            first_step,
+            slots,
+            width: self.hidden,
+        }
     }
 
     fn state_fields<'b>(&'b self, state: &'b mut DirectionState<E>) -> StateFields<'b, E>
     where
         'a: 'b,
     {
-        let layout = Layout { schedule: self.still, first_step: 0, slots: 1, width: self.hidden };
-        let c = C::HAS_CELL.then(|| Field::new(&mut state.c, layout));
-        StateFields { h: Field::new(&mut state.h, layout), c }
+        let layout = Layout {
+            schedule: self.still,
+            first_step: 0,
+            slots: 1,
+            width: self.hidden,
+        };
+        let c = self.spec.has_cell.then(|| Field::new(&mut state.c, layout));
+        StateFields {
+            h: Field::new(&mut state.h, layout),
+            c,
+        }
     }
 
     /// The shares of this direction over `steps`, one for each of `cuts`.
@@ -85,30 +101,60 @@ impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
         targets: ForwardTargets<'b, E>,
         cuts: &[Range<usize>],
         spaces: &'b mut [Workspace<E>],
-    ) -> Vec<ForwardShare<'b, E, C>> {
+    ) -> Vec<ForwardShare<'b, E>> {
         let ForwardTargets { state, y, tape } = targets;
         let first = steps.start;
         let mut state = Cutter::new(self.state_fields(state), |s, at| {
             let (h, h_rest) = s.h.split_rows(at);
             let (c, c_rest) = split(s.c, at);
-            (StateFields { h, c }, StateFields { h: h_rest, c: c_rest })
+            (
+                StateFields { h, c },
+                StateFields {
+                    h: h_rest,
+                    c: c_rest,
+                },
+            )
         });
         let mut y = Cutter::new(y, split);
         let fields = tape.map(|tape| StepFields {
             h_before: Field::new(&mut tape.h_before, self.layout(first, 1)),
-            c_before: C::HAS_CELL.then(|| Field::new(&mut tape.c_before, self.layout(first, 1))),
-            slots: (C::SAVED > 0).then(|| Field::new(&mut tape.slots, self.layout(first, C::SAVED))),
+            c_before: self
+                .spec
+                .has_cell
+                .then(|| Field::new(&mut tape.c_before, self.layout(first, 1))),
+            slots: (self.spec.saved > 0)
+                .then(|| Field::new(&mut tape.slots, self.layout(first, self.spec.saved))),
         });
         let mut tape = Cutter::new(fields, |fields, at| match fields {
             None => (None, None),
-            Some(StepFields { h_before, c_before, slots }) => {
-                let ((h, h_rest), (c, c_rest), (s, s_rest)) = (h_before.split_rows(at), split(c_before, at), split(slots, at));
-                let below = StepFields { h_before: h, c_before: c, slots: s };
-                (Some(below), Some(StepFields { h_before: h_rest, c_before: c_rest, slots: s_rest }))
+            Some(StepFields {
+                h_before,
+                c_before,
+                slots,
+            }) => {
+                let ((h, h_rest), (c, c_rest), (s, s_rest)) = (
+                    h_before.split_rows(at),
+                    split(c_before, at),
+                    split(slots, at),
+                );
+                let below = StepFields {
+                    h_before: h,
+                    c_before: c,
+                    slots: s,
+                };
+                (
+                    Some(below),
+                    Some(StepFields {
+                        h_before: h_rest,
+                        c_before: c_rest,
+                        slots: s_rest,
+                    }),
+                )
             }
         });
         let shares = cuts.iter().zip(spaces).map(|(rows, space)| ForwardShare {
             cell: self.cell,
+            spec: self.spec,
             weights,
             hidden: self.hidden,
             features: self.features,
@@ -130,7 +176,9 @@ impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
     /// Memory for [`Self::forward_shares`].
     pub fn forward_spaces(&self, lanes: Lanes, cuts: &[Range<usize>]) -> Result<Vec<Workspace<E>>> {
         let sizes = (self.hidden, self.features);
-        cuts.iter().map(|rows| Workspace::new::<C>(lanes, rows.len(), self.schedule.steps(), sizes)).collect()
+        cuts.iter()
+            .map(|rows| Workspace::new(&self.spec, lanes, rows.len(), self.schedule.steps(), sizes))
+            .collect()
     }
 
     /// Makes the tape of a checkpointed segment again.
@@ -143,12 +191,18 @@ impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
     ) -> Result<(StepTape<E>, DirectionState<E>)> {
         let mut state = start.copied()?;
         let rows = self.rows_of(&steps);
-        let mut tape = StepTape::zeroed::<C>(rows.len(), self.hidden)?;
+        let mut tape = StepTape::zeroed(&self.spec, rows.len(), self.hidden)?;
         let cuts = self.schedule.split_rows(means.team.size());
         let mut spaces = self.forward_spaces(means.lanes, &cuts)?;
-        let targets = ForwardTargets { state: &mut state, y: None, tape: Some(&mut tape) };
+        let targets = ForwardTargets {
+            state: &mut state,
+            y: None,
+            tape: Some(&mut tape),
+        };
         let shares = self.forward_shares(means.team, weights, steps, targets, &cuts, &mut spaces);
-        means.team.run(shares, |share| E::dispatch(means.level, share))?;
+        means
+            .team
+            .run(shares, |share| E::dispatch(means.level, share))?;
         Ok((tape, state))
     }
 
@@ -203,7 +257,7 @@ struct BackwardBuffers<E> {
     bias: Vec<E>,
 }
 
-impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
+impl<'a, E: Element> Direction<'a, E> {
     /// Back over all steps. `forward_weights` are there when checkpoints must be recomputed.
     pub fn backward(
         &self,
@@ -217,23 +271,41 @@ impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
         for Segment { steps, kept } in tape.segments.iter().rev() {
             match (kept, forward_weights) {
                 (Kept::Steps(steps_tape), _) => {
-                    self.backward_segment(means, weights, steps, steps_tape, dy, &mut targets, &mut buffers)?;
+                    self.backward_segment(
+                        means,
+                        weights,
+                        steps,
+                        steps_tape,
+                        dy,
+                        &mut targets,
+                        &mut buffers,
+                    )?;
                 }
                 (Kept::Checkpoint(start), Some(forward_weights)) => {
-                    let (steps_tape, _) = self.recompute(means, forward_weights, steps.clone(), start)?;
-                    self.backward_segment(means, weights, steps, &steps_tape, dy, &mut targets, &mut buffers)?;
+                    let (steps_tape, _) =
+                        self.recompute(means, forward_weights, steps.clone(), start)?;
+                    self.backward_segment(
+                        means,
+                        weights,
+                        steps,
+                        &steps_tape,
+                        dy,
+                        &mut targets,
+                        &mut buffers,
+                    )?;
                 }
                 (Kept::Checkpoint(_), None) => unreachable!("checkpoints come with packed weights"),
             }
         }
         if let Some((input_side, recurrent_side)) = targets.bias {
-            for slot in 0..C::SLOTS {
+            for slot in 0..self.spec.slots {
                 let sums = &buffers.bias[slot * self.hidden..(slot + 1) * self.hidden];
-                let rows = C::gate(slot) * self.hidden..(C::gate(slot) + 1) * self.hidden;
-                if slot < C::INPUT {
+                let rows =
+                    self.spec.gate[slot] * self.hidden..(self.spec.gate[slot] + 1) * self.hidden;
+                if slot < self.spec.input {
                     input_side[rows.clone()].copy_from_slice(sums);
                 }
-                if is_recurrent::<C>(slot) {
+                if self.spec.is_recurrent(slot) {
                     recurrent_side[rows].copy_from_slice(sums);
                 }
             }
@@ -242,26 +314,49 @@ impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
     }
 
     fn extent(&self) -> Extent {
-        Extent { hidden: self.hidden, features: self.features, slots: C::SLOTS }
+        Extent {
+            hidden: self.hidden,
+            features: self.features,
+            slots: self.spec.slots,
+        }
     }
 
     fn buffers(&self, means: Means<'_, '_>, tape: &DirectionTape<E>) -> Result<BackwardBuffers<E>> {
-        let (lanes, hidden, what) = (means.lanes, self.hidden, "a chunk of gradients (rows * G * H)");
+        let (lanes, hidden, what) = (
+            means.lanes,
+            self.hidden,
+            "a chunk of gradients (rows * G * H)",
+        );
         let cuts = self.schedule.split_rows(means.team.size());
-        let rows = CHUNK_ROWS.max(self.schedule.batch()).min(self.schedule.packed_rows());
+        let rows = CHUNK_ROWS
+            .max(self.schedule.batch())
+            .min(self.schedule.packed_rows());
         let sized = |wanted: bool, slots| -> Result<Vec<E>> {
-            filled(if wanted { product(&[rows, slots, hidden], what)? } else { 0 }, E::ZERO, what)
+            filled(
+                if wanted {
+                    product(&[rows, slots, hidden], what)?
+                } else {
+                    0
+                },
+                E::ZERO,
+                what,
+            )
         };
         let parts = means.team.size();
         Ok(BackwardBuffers {
-            spaces: cuts.iter().map(|rows| BackwardSpace::new(lanes, rows.len())).collect::<Result<_>>()?,
-            product_spaces: (0..parts).map(|_| ProductSpace::new(lanes, rows, self.extent(), parts)).collect::<Result<_>>()?,
+            spaces: cuts
+                .iter()
+                .map(|rows| BackwardSpace::new(lanes, rows.len()))
+                .collect::<Result<_>>()?,
+            product_spaces: (0..parts)
+                .map(|_| ProductSpace::new(lanes, rows, self.extent(), parts))
+                .collect::<Result<_>>()?,
             cuts,
-            pre: sized(true, C::SLOTS)?,
+            pre: sized(true, self.spec.slots)?,
             operand: sized(self.mask.is_some(), 1)?,
-            reset_operand: sized(has_reset_stage::<C>(), 1)?,
+            reset_operand: sized(self.spec.has_reset_stage(), 1)?,
             output: copied(&tape.last, what)?,
-            bias: filled(C::SLOTS * hidden, E::ZERO, what)?,
+            bias: filled(self.spec.slots * hidden, E::ZERO, what)?,
         })
     }
 
@@ -278,16 +373,28 @@ impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
     ) -> Result<()> {
         for chunk in self.chunks(steps.clone()) {
             let rows = self.rows_of(&chunk);
-            self.recursion(means, weights, (steps.start, tape), chunk.clone(), dy, targets, buffers)?;
+            self.recursion(
+                means,
+                weights,
+                (steps.start, tape),
+                chunk.clone(),
+                dy,
+                targets,
+                buffers,
+            )?;
             let offset = rows.start - self.rows_of(steps).start;
             let operand = if self.mask.is_some() {
                 &buffers.operand[..rows.len() * self.hidden]
             } else {
                 &tape.h_before[offset * self.hidden..(offset + rows.len()) * self.hidden]
             };
-            let reset_rows = if has_reset_stage::<C>() { rows.len() } else { 0 };
+            let reset_rows = if self.spec.has_reset_stage() {
+                rows.len()
+            } else {
+                0
+            };
             let chunk = Chunk {
-                pre: &buffers.pre[..rows.len() * C::SLOTS * self.hidden],
+                pre: &buffers.pre[..rows.len() * self.spec.slots * self.hidden],
                 input: &self.input[rows.start * self.features..rows.end * self.features],
                 operand,
                 reset_operand: &buffers.reset_operand[..reset_rows * self.hidden],
@@ -304,7 +411,8 @@ impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
                 add_dx: targets.add_dx,
             };
             let meter = || means.team.watch().meter();
-            let shares = products::shares::<E, C>(
+            let shares = products::shares(
+                &self.spec,
                 chunk,
                 self.extent(),
                 &weights.input,
@@ -312,7 +420,9 @@ impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
                 &mut buffers.product_spaces,
                 meter,
             );
-            means.team.run(shares, |share| E::dispatch(means.level, share))?;
+            means
+                .team
+                .run(shares, |share| E::dispatch(means.level, share))?;
         }
         Ok(())
     }
@@ -325,13 +435,22 @@ impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
         while !left.is_empty() {
             let chunk = if self.reverse {
                 let most = offsets[left.start] + CHUNK_ROWS;
-                let end = (left.start + 1..=left.end).take_while(|&t| offsets[t] <= most).last();
+                let end = (left.start + 1..=left.end)
+                    .take_while(|&t| offsets[t] <= most)
+                    .last();
                 left.start..end.unwrap_or(left.start + 1)
             } else {
-                let begin = (left.start..left.end).rev().take_while(|&t| offsets[left.end] - offsets[t] <= CHUNK_ROWS).last();
+                let begin = (left.start..left.end)
+                    .rev()
+                    .take_while(|&t| offsets[left.end] - offsets[t] <= CHUNK_ROWS)
+                    .last();
                 begin.unwrap_or(left.end - 1)..left.end
             };
-            if self.reverse { left.start = chunk.end } else { left.end = chunk.start }
+            if self.reverse {
+                left.start = chunk.end
+            } else {
+                left.end = chunk.start
+            }
             chunks.push(chunk);
         }
         chunks
@@ -351,53 +470,102 @@ impl<'a, E: Element, C: Cell> Direction<'a, E, C> {
     ) -> Result<()> {
         let tables = StepTables {
             h_before: Table::new(&tape.h_before, self.layout(first, 1)),
-            c_before: C::HAS_CELL.then(|| Table::new(&tape.c_before, self.layout(first, 1))),
-            slots: (C::SAVED > 0).then(|| Table::new(&tape.slots, self.layout(first, C::SAVED))),
+            c_before: self
+                .spec
+                .has_cell
+                .then(|| Table::new(&tape.c_before, self.layout(first, 1))),
+            slots: (self.spec.saved > 0)
+                .then(|| Table::new(&tape.slots, self.layout(first, self.spec.saved))),
         };
         let dy = dy.map(|dy| {
-            let layout = Layout { schedule: self.schedule, first_step: 0, slots: 1, width: dy.width };
+            let layout = Layout {
+                schedule: self.schedule,
+                first_step: 0,
+                slots: 1,
+                width: dy.width,
+            };
             Table::new(dy.values, layout).from_column(dy.column)
         });
         let chunk = |slots| self.layout(steps.start, slots);
-        let still = Layout { schedule: self.still, first_step: 0, slots: 1, width: self.hidden };
+        let still = Layout {
+            schedule: self.still,
+            first_step: 0,
+            slots: 1,
+            width: self.hidden,
+        };
         let rows = self.rows_of(&steps).len();
-        let mut pre = Cutter::new(Some(Field::new(&mut buffers.pre[..rows * C::SLOTS * self.hidden], chunk(C::SLOTS))), split);
+        let mut pre = Cutter::new(
+            Some(Field::new(
+                &mut buffers.pre[..rows * self.spec.slots * self.hidden],
+                chunk(self.spec.slots),
+            )),
+            split,
+        );
         let masked = self.mask.is_some();
-        let mut operand = Cutter::new(masked.then(|| Field::new(&mut buffers.operand, chunk(1))), split);
-        let staged = has_reset_stage::<C>();
-        let mut reset_operand = Cutter::new(staged.then(|| Field::new(&mut buffers.reset_operand, chunk(1))), split);
-        let mut output = Cutter::new(C::READS_OUTPUT.then(|| Field::new(&mut buffers.output, still)), split);
+        let mut operand = Cutter::new(
+            masked.then(|| Field::new(&mut buffers.operand, chunk(1))),
+            split,
+        );
+        let staged = self.spec.has_reset_stage();
+        let mut reset_operand = Cutter::new(
+            staged.then(|| Field::new(&mut buffers.reset_operand, chunk(1))),
+            split,
+        );
+        let mut output = Cutter::new(
+            self.spec
+                .reads_output
+                .then(|| Field::new(&mut buffers.output, still)),
+            split,
+        );
         let (h, c) = match &mut targets.shown {
             None => (None, None),
-            Some((h, c)) => (Some(Field::new(h, self.layout(0, 1))), c.as_mut().map(|c| Field::new(c, self.layout(0, 1)))),
+            Some((h, c)) => (
+                Some(Field::new(h, self.layout(0, 1))),
+                c.as_mut().map(|c| Field::new(c, self.layout(0, 1))),
+            ),
         };
         let (mut h, mut c) = (Cutter::new(h, split), Cutter::new(c, split));
         let mut dh = Cutter::new(Some(Field::new(&mut targets.state.h, still)), split);
-        let mut dc = Cutter::new(C::HAS_CELL.then(|| Field::new(&mut targets.state.c, still)), split);
-        let shares = buffers.cuts.iter().zip(&mut buffers.spaces).map(|(rows, space)| BackwardShare {
-            cell: self.cell,
-            weights,
-            hidden: self.hidden,
-            schedule: self.schedule,
-            steps: steps.clone(),
-            reverse: self.reverse,
-            rows: rows.clone(),
-            tape: tables,
-            dy,
-            mask: self.mask,
-            state: StateFields { h: dh.take(rows.end).expect("there is an h"), c: dc.take(rows.end) },
-            output: output.take(rows.end),
-            gradients: GradientFields {
-                pre: pre.take(rows.end).expect("there are gradients"),
-                operand: operand.take(rows.end),
-                reset_operand: reset_operand.take(rows.end),
-                h: h.take(rows.end),
-                c: c.take(rows.end),
-            },
-            space,
-            meter: means.team.watch().meter(),
-        });
-        means.team.run(shares.collect(), |share| E::dispatch(means.level, share))
+        let mut dc = Cutter::new(
+            self.spec
+                .has_cell
+                .then(|| Field::new(&mut targets.state.c, still)),
+            split,
+        );
+        let shares = buffers
+            .cuts
+            .iter()
+            .zip(&mut buffers.spaces)
+            .map(|(rows, space)| BackwardShare {
+                cell: self.cell,
+                spec: self.spec,
+                weights,
+                hidden: self.hidden,
+                schedule: self.schedule,
+                steps: steps.clone(),
+                reverse: self.reverse,
+                rows: rows.clone(),
+                tape: tables,
+                dy,
+                mask: self.mask,
+                state: StateFields {
+                    h: dh.take(rows.end).expect("there is an h"),
+                    c: dc.take(rows.end),
+                },
+                output: output.take(rows.end),
+                gradients: GradientFields {
+                    pre: pre.take(rows.end).expect("there are gradients"),
+                    operand: operand.take(rows.end),
+                    reset_operand: reset_operand.take(rows.end),
+                    h: h.take(rows.end),
+                    c: c.take(rows.end),
+                },
+                space,
+                meter: means.team.watch().meter(),
+            });
+        means
+            .team
+            .run(shares.collect(), |share| E::dispatch(means.level, share))
     }
 }
 
@@ -409,7 +577,10 @@ struct Cutter<T, F> {
 
 impl<T, F: Fn(T, usize) -> (T, T)> Cutter<T, F> {
     fn new(whole: T, cut: F) -> Self {
-        Self { rest: Some(whole), cut }
+        Self {
+            rest: Some(whole),
+            cut,
+        }
     }
 
     /// The rows before `end` that were not taken yet.
@@ -421,7 +592,10 @@ impl<T, F: Fn(T, usize) -> (T, T)> Cutter<T, F> {
     }
 }
 
-fn split<'a, E: Element>(field: Option<Field<'a, E>>, at: usize) -> (Option<Field<'a, E>>, Option<Field<'a, E>>) {
+fn split<'a, E: Element>(
+    field: Option<Field<'a, E>>,
+    at: usize,
+) -> (Option<Field<'a, E>>, Option<Field<'a, E>>) {
     match field {
         None => (None, None),
         Some(field) => {

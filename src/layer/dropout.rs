@@ -39,7 +39,9 @@ fn fold(state: u64, value: u64) -> u64 {
 
 impl Masks {
     fn stream(self, kind: Kind, layer: usize, direction: usize, t: u64) -> u64 {
-        [kind as u64, self.call, layer as u64, direction as u64, t].into_iter().fold(self.seed, fold)
+        [kind as u64, self.call, layer as u64, direction as u64, t]
+            .into_iter()
+            .fold(self.seed, fold)
     }
 
     /// Drops features of the packed sequence [N, width] that leaves `layer`; the same call on a gradient
@@ -55,7 +57,11 @@ impl Masks {
         let mut rows = values.chunks_exact_mut(width);
         for t in 0..schedule.steps() {
             let stream = self.stream(Kind::BetweenLayers, layer, 0, t as u64);
-            for (&user_row, row) in schedule.order().iter().zip(rows.by_ref().take(schedule.active(t))) {
+            for (&user_row, row) in schedule
+                .order()
+                .iter()
+                .zip(rows.by_ref().take(schedule.active(t)))
+            {
                 let row_stream = fold(stream, user_row as u64);
                 for (feature, value) in row.iter_mut().enumerate() {
                     *value = match keep::<E>(fold(row_stream, feature as u64), p) {

@@ -18,11 +18,14 @@
 
 use std::ops::Range;
 
-use crate::cell::{Cell, Forward, MAX_SLOTS, Slots, State, has_reset_stage};
+use crate::cell::{Cell, Forward, MAX_SLOTS, Slots, Spec, State};
 use crate::error::Result;
-use crate::gemm::kernel::{MAX_ROWS, Product, RowProduct, Rows, max_rows, multiply, multiply_row, panels_at_once};
+use crate::gemm::kernel::{
+    MAX_ROWS, Product, RowProduct, Rows, max_rows, multiply, multiply_row, panels_at_once,
+};
 use crate::gemm::pack::Panels;
 use crate::gemm::view::Field;
+use crate::layer::config::{CellKind, with_cell};
 use crate::layer::weights::{ForwardWeights, Lanes, blocks_per_panel};
 use crate::memory::{Aligned, product};
 use crate::parallel::Meter;
@@ -56,9 +59,11 @@ pub struct StepFields<'a, E> {
 }
 
 /// One worker's rows over a range of steps.
-pub struct ForwardShare<'a, E, C> {
+pub struct ForwardShare<'a, E> {
     /// The cell.
-    pub cell: C,
+    pub cell: CellKind,
+    /// What this driver knows of it.
+    pub spec: Spec,
     /// The packed parameters.
     pub weights: &'a ForwardWeights<E>,
     /// H.
@@ -106,36 +111,37 @@ pub struct Workspace<E> {
 }
 
 impl<E: Element> Workspace<E> {
-    /// For `rows` rows of a cell C with `hidden` units and `features` inputs, over `steps` steps.
-    pub fn new<C: Cell>(
+    /// For `rows` rows of a cell like `spec` with `hidden` units and `features` inputs, over `steps` steps.
+    pub fn new(
+        spec: &Spec,
         lanes: Lanes,
         rows: usize,
         steps: usize,
         (hidden, features): (usize, usize),
     ) -> Result<Self> {
         let what = "the workspace of a forward pass";
-        let units = hidden.next_multiple_of(lanes.lanes * blocks_per_panel::<C>(lanes.registers));
+        let units = hidden.next_multiple_of(lanes.lanes * blocks_per_panel(spec, lanes.registers));
         let state = product(&[rows, hidden], what)?;
         let slots = product(&[rows, units, MAX_SLOTS], what)?;
-        let stages = usize::from(has_reset_stage::<C>());
-        let chunk = chunk_rows::<C>(rows, steps, units);
+        let stages = usize::from(spec.has_reset_stage());
+        let chunk = chunk_rows(spec, rows, steps, units);
         Ok(Self {
             operand: [Aligned::zeroed(state, what)?, Aligned::zeroed(state, what)?],
             reset_operand: Aligned::zeroed(stages * state, what)?,
             pending: Aligned::zeroed(stages * slots, what)?,
             sums: Aligned::zeroed(MAX_ROWS * MAX_SLOTS * lanes.lanes, what)?,
-            chunk: Aligned::zeroed(product(&[chunk, units, C::INPUT], what)?, what)?,
+            chunk: Aligned::zeroed(product(&[chunk, units, spec.input], what)?, what)?,
             chunk_input: Aligned::zeroed(product(&[chunk, features], what)?, what)?,
         })
     }
 }
 
 /// How many rows of `W x` to compute at once; 0 to compute it step by step.
-fn chunk_rows<C: Cell>(rows: usize, steps: usize, units: usize) -> usize {
+fn chunk_rows(spec: &Spec, rows: usize, steps: usize, units: usize) -> usize {
     if rows >= MERGE_BELOW || steps <= 1 {
         return 0;
     }
-    let fitting = (CHUNK_VALUES / (units * C::INPUT)).clamp(2 * MERGE_BELOW, CHUNK_ROWS);
+    let fitting = (CHUNK_VALUES / (units * spec.input)).clamp(2 * MERGE_BELOW, CHUNK_ROWS);
     fitting.min(rows * steps).next_multiple_of(rows)
 }
 
@@ -151,10 +157,14 @@ struct Tiling {
 }
 
 impl Tiling {
-    fn of<C: Cell>(registers: usize) -> Self {
-        let blocks = blocks_per_panel::<C>(registers);
-        let widest = C::INPUT.max(C::RECURRENT.len()).max(C::CANDIDATE.len()) * blocks;
-        Self { rows: max_rows(registers, widest), blocks, at_once: panels_at_once(widest) }
+    fn of(spec: &Spec, registers: usize) -> Self {
+        let blocks = blocks_per_panel(spec, registers);
+        let widest = spec.widest_product() * blocks;
+        Self {
+            rows: max_rows(registers, widest),
+            blocks,
+            at_once: panels_at_once(widest),
+        }
     }
 }
 
@@ -174,20 +184,30 @@ struct Tile {
     panels: Range<usize>,
 }
 
-impl<E: Element, C: Cell> Kernel<E> for ForwardShare<'_, E, C> {
+impl<E: Element> Kernel<E> for ForwardShare<'_, E> {
     type Output = Result<()>;
 
     #[inline(always)]
     fn run<S: Simd<E>>(mut self, s: S) -> Result<()> {
-        let tiling = Tiling::of::<C>(S::REGISTERS);
+        let tiling = Tiling::of(&self.spec, S::REGISTERS);
         self.load_operand(s);
         let units = self.hidden.next_multiple_of(S::LANES * tiling.blocks);
-        let capacity = chunk_rows::<C>(self.rows.len(), self.schedule.steps(), units);
+        let capacity = chunk_rows(&self.spec, self.rows.len(), self.schedule.steps(), units);
         let (begin, count, reverse) = (self.steps.start, self.steps.len(), self.reverse);
-        let in_order = move |k: usize| if reverse { begin + count - 1 - k } else { begin + k };
+        let in_order = move |k: usize| {
+            if reverse {
+                begin + count - 1 - k
+            } else {
+                begin + k
+            }
+        };
         let mut done = 0;
         while done < count {
-            let chunk = if capacity == 0 { 1 } else { (capacity / self.rows.len()).min(count - done) };
+            let chunk = if capacity == 0 {
+                1
+            } else {
+                (capacity / self.rows.len()).min(count - done)
+            };
             let steps = (done..done + chunk).map(in_order);
             if capacity > 0 {
                 self.input_ahead(s, tiling, steps.clone())?;
@@ -205,10 +225,13 @@ impl<E: Element, C: Cell> Kernel<E> for ForwardShare<'_, E, C> {
     }
 }
 
-impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
+impl<E: Element> ForwardShare<'_, E> {
     /// How many of this share's rows are there at step `t`.
     fn active(&self, t: usize) -> usize {
-        self.schedule.active(t).min(self.rows.end).saturating_sub(self.rows.start)
+        self.schedule
+            .active(t)
+            .min(self.rows.end)
+            .saturating_sub(self.rows.start)
     }
 
     /// The operand of the recurrent product before the first step, for rows that enter later too.
@@ -219,7 +242,13 @@ impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
             let width = S::LANES.min(self.hidden - unit);
             let h = self.state.h.block(0, rows.clone(), unit, width);
             for r in 0..rows.len() {
-                let value = masked(s, h.load(s, r, 0, 0), self.mask, (rows.start + r) * self.hidden + unit, width);
+                let value = masked(
+                    s,
+                    h.load(s, r, 0, 0),
+                    self.mask,
+                    (rows.start + r) * self.hidden + unit,
+                    width,
+                );
                 let at = r * self.hidden + unit;
                 for operand in &mut self.space.operand {
                     value.store_partial(&mut operand[at..at + width]);
@@ -249,27 +278,35 @@ impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
         let mut before = 0;
         for panel in 0..input.count() {
             let vectors = input.vectors(panel);
-            let (width, blocks) = (vectors * lanes, vectors / C::INPUT);
+            let (width, blocks) = (vectors * lanes, vectors / self.spec.input);
             let sums = &mut self.space.chunk[before..before + total * width];
             before += total * width;
             for tile in tiles(total, max_rows(S::REGISTERS, vectors)) {
                 let sums = &mut sums[tile.start * width..];
-                for (r, b, slot) in indices(tile.len(), blocks, C::INPUT) {
-                    let bias = bias_of::<C>(lanes, panel * tiling.blocks + b, slot);
-                    s.load(&self.weights.bias[bias..]).store(&mut sums[((r * blocks + b) * C::INPUT + slot) * lanes..]);
+                for (r, b, slot) in indices(tile.len(), blocks, self.spec.input) {
+                    let bias = bias_of(self.spec.slots, lanes, panel * tiling.blocks + b, slot);
+                    s.load(&self.weights.bias[bias..])
+                        .store(&mut sums[((r * blocks + b) * self.spec.input + slot) * lanes..]);
                 }
-                let a = Rows { values: &self.space.chunk_input[tile.start * features..], row_stride: features, depth_stride: 1 };
-                multiply(s, Product {
-                    rows: tile.len(),
-                    vectors,
-                    depth: features,
-                    a,
-                    panel: input.from_panel(panel),
-                    panel_stride: width as isize,
-                    sums,
-                    sums_stride: width,
-                    fresh: false,
-                });
+                let a = Rows {
+                    values: &self.space.chunk_input[tile.start * features..],
+                    row_stride: features,
+                    depth_stride: 1,
+                };
+                multiply(
+                    s,
+                    Product {
+                        rows: tile.len(),
+                        vectors,
+                        depth: features,
+                        a,
+                        panel: input.from_panel(panel),
+                        panel_stride: width as isize,
+                        sums,
+                        sums_stride: width,
+                        fresh: false,
+                    },
+                );
             }
             self.meter.spend(total * features * width)?;
         }
@@ -286,19 +323,27 @@ impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
                 self.add_input(s, tiling, step, &tile);
             }
             self.add_recurrent(s, tiling, &tile);
-            if has_reset_stage::<C>() {
-                self.reset_gates(s, tiling, &tile);
+            if self.spec.has_reset_stage() {
+                self.reset_gates(s, &tile);
             } else {
                 self.finish(s, tiling, step, &tile);
             }
-            self.meter.spend(tile.rows.len() * tile.panels.len() * tiling.blocks * C::SLOTS * S::LANES * work)?;
+            self.meter.spend(
+                tile.rows.len()
+                    * tile.panels.len()
+                    * tiling.blocks
+                    * self.spec.slots
+                    * S::LANES
+                    * work,
+            )?;
         }
         if let Some(candidate) = &self.weights.candidate {
             for tile in self.tiles_of(tiling, step.rows, candidate) {
                 self.resume_sums(s, &tile);
                 self.add_candidate(s, candidate, &tile);
                 self.finish(s, tiling, step, &tile);
-                self.meter.spend(tile.rows.len() * tile.panels.len() * S::LANES * self.hidden)?;
+                self.meter
+                    .spend(tile.rows.len() * tile.panels.len() * S::LANES * self.hidden)?;
             }
         }
         self.space.operand.swap(0, 1);
@@ -307,26 +352,42 @@ impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
 
     /// The tiles of a step: panel by panel, every row; a single row takes several panels of one width.
     #[inline(always)]
-    fn tiles_of(&self, tiling: Tiling, rows: usize, panels: &Panels<E>) -> impl Iterator<Item = Tile> + use<E, C> {
+    fn tiles_of(
+        &self,
+        tiling: Tiling,
+        rows: usize,
+        panels: &Panels<E>,
+    ) -> impl Iterator<Item = Tile> + use<E> {
         let count = panels.count();
-        let full = if panels.vectors(count - 1) == panels.vectors(0) { count } else { count - 1 };
+        let full = if panels.vectors(count - 1) == panels.vectors(0) {
+            count
+        } else {
+            count - 1
+        };
         let at_once = if rows == 1 { tiling.at_once } else { 1 };
         let mut panel = 0;
         std::iter::from_fn(move || {
             (panel < count).then(|| {
-                let end = if panel < full { (panel + at_once).min(full) } else { count };
+                let end = if panel < full {
+                    (panel + at_once).min(full)
+                } else {
+                    count
+                };
                 std::mem::replace(&mut panel, end)..end
             })
         })
         .flat_map(move |panels| {
-            tiles(rows, tiling.rows).map(move |rows| Tile { rows, panels: panels.clone() })
+            tiles(rows, tiling.rows).map(move |rows| Tile {
+                rows,
+                panels: panels.clone(),
+            })
         })
     }
 
     /// Blocks of units in a panel.
     #[inline(always)]
     fn blocks(&self, panel: usize) -> usize {
-        self.weights.input.vectors(panel) / C::INPUT
+        self.weights.input.vectors(panel) / self.spec.input
     }
 
     /// Sums begin with the bias, or with the `W x + bias` that was computed ahead.
@@ -335,17 +396,22 @@ impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
         let blocks = self.blocks(tile.panels.start);
         let rows = tile.rows.len();
         for (q, panel) in tile.panels.clone().enumerate() {
-            for (r, b, slot) in indices(rows, blocks, C::SLOTS) {
+            for (r, b, slot) in indices(rows, blocks, self.spec.slots) {
                 let from = match step.ahead {
-                    Some((first, total)) if slot < C::INPUT => {
-                        let full = tiling.blocks * C::INPUT;
+                    Some((first, total)) if slot < self.spec.input => {
+                        let full = tiling.blocks * self.spec.input;
                         let row = first + tile.rows.start + r;
-                        let at = (panel * total * full + (row * blocks + b) * C::INPUT + slot) * S::LANES;
+                        let at =
+                            (panel * total * full + (row * blocks + b) * self.spec.input + slot)
+                                * S::LANES;
                         s.load(&self.space.chunk[at..])
                     }
-                    _ => s.load(&self.weights.bias[bias_of::<C>(S::LANES, panel * tiling.blocks + b, slot)..]),
+                    _ => s.load(
+                        &self.weights.bias
+                            [bias_of(self.spec.slots, S::LANES, panel * tiling.blocks + b, slot)..],
+                    ),
                 };
-                let at = (((q * rows + r) * blocks + b) * C::SLOTS + slot) * S::LANES;
+                let at = (((q * rows + r) * blocks + b) * self.spec.slots + slot) * S::LANES;
                 from.store(&mut self.space.sums[at..]);
             }
         }
@@ -355,17 +421,28 @@ impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
     #[inline(always)]
     fn add_input<S: Simd<E>>(&mut self, s: S, _tiling: Tiling, step: Step, tile: &Tile) {
         let first = self.schedule.rows(step.t).start + self.rows.start + tile.rows.start;
-        let a = Rows { values: &self.input[first * self.features..], row_stride: self.features, depth_stride: 1 };
-        let row_len = self.blocks(tile.panels.start) * C::SLOTS * S::LANES;
-        add_product(s, &self.weights.input, a, tile, &mut self.space.sums, row_len);
+        let a = Rows {
+            values: &self.input[first * self.features..],
+            row_stride: self.features,
+            depth_stride: 1,
+        };
+        let row_len = self.blocks(tile.panels.start) * self.spec.slots * S::LANES;
+        add_product(
+            s,
+            &self.weights.input,
+            a,
+            tile,
+            &mut self.space.sums,
+            row_len,
+        );
     }
 
     /// sums += U (m*h').
     #[inline(always)]
     fn add_recurrent<S: Simd<E>>(&mut self, s: S, _tiling: Tiling, tile: &Tile) {
-        let row_len = self.blocks(tile.panels.start) * C::SLOTS * S::LANES;
+        let row_len = self.blocks(tile.panels.start) * self.spec.slots * S::LANES;
         let a = operand_rows(&self.space.operand[0], tile.rows.start, self.hidden);
-        let sums = &mut self.space.sums[C::RECURRENT.start * S::LANES..];
+        let sums = &mut self.space.sums[self.spec.recurrent.0 * S::LANES..];
         add_product(s, &self.weights.recurrent, a, tile, sums, row_len);
     }
 
@@ -373,28 +450,14 @@ impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
     #[inline(always)]
     fn add_candidate<S: Simd<E>>(&mut self, s: S, panels: &Panels<E>, tile: &Tile) {
         let a = operand_rows(&self.space.reset_operand, tile.rows.start, self.hidden);
-        let sums = &mut self.space.sums[C::CANDIDATE.start * S::LANES..];
-        add_product(s, panels, a, tile, sums, C::SLOTS * S::LANES);
+        let sums = &mut self.space.sums[self.spec.candidate.0 * S::LANES..];
+        add_product(s, panels, a, tile, sums, self.spec.slots * S::LANES);
     }
 
     /// Between the stages: gates are activated and wait; r*m*h' is complete once every tile was here.
     #[inline(always)]
-    fn reset_gates<S: Simd<E>>(&mut self, s: S, tiling: Tiling, tile: &Tile) {
-        let rows = tile.rows.len();
-        for (q, panel) in tile.panels.clone().enumerate() {
-            let unit = panel * S::LANES;
-            let width = S::LANES.min(self.hidden - unit);
-            for r in 0..rows {
-                let pre = load_slots::<E, S, C>(s, &self.space.sums, q * rows + r);
-                let at = (tile.rows.start + r) * self.hidden + unit;
-                let operand = s.load_partial(&self.space.operand[0][at..at + width]);
-                let (slots, product) = self.cell.reset(s, pre, operand);
-                product.store_partial(&mut self.space.reset_operand[at..at + width]);
-                let row = (tile.rows.start + r) * self.weights.recurrent.count() + panel;
-                store_slots::<E, S, C>(slots, &mut self.space.pending, row);
-            }
-        }
-        debug_assert_eq!(tiling.blocks, 1);
+    fn reset_gates<S: Simd<E>>(&mut self, s: S, tile: &Tile) {
+        with_cell!(self.cell, cell => s.enter(ResetGates { cell, share: self, tile }));
     }
 
     /// The sums of the second stage begin where the first left them.
@@ -404,8 +467,14 @@ impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
         for (q, panel) in tile.panels.clone().enumerate() {
             for r in 0..rows {
                 let row = (tile.rows.start + r) * self.weights.recurrent.count() + panel;
-                let slots = load_slots::<E, S, C>(s, &self.space.pending, row);
-                store_slots::<E, S, C>(slots, &mut self.space.sums, q * rows + r);
+                let slots = load_slots(s, self.spec.slots, &self.space.pending, row);
+                store_slots(
+                    s,
+                    self.spec.slots,
+                    slots,
+                    &mut self.space.sums,
+                    q * rows + r,
+                );
             }
         }
     }
@@ -413,31 +482,115 @@ impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
     /// The cell's equations, and every place where their results go.
     #[inline(always)]
     fn finish<S: Simd<E>>(&mut self, s: S, tiling: Tiling, step: Step, tile: &Tile) {
-        let blocks = self.blocks(tile.panels.start);
+        with_cell!(self.cell, cell => s.enter(Finish { cell, share: self, tiling, step, tile }));
+    }
+}
+
+/// [`Cell::reset`] for a tile.
+struct ResetGates<'a, 'b, E, C> {
+    cell: C,
+    share: &'a mut ForwardShare<'b, E>,
+    tile: &'a Tile,
+}
+
+impl<E: Element, C: Cell> Kernel<E> for ResetGates<'_, '_, E, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) {
+        let Self { cell, share, tile } = self;
+        let (rows, hidden) = (tile.rows.len(), share.hidden);
+        let panels = share.weights.recurrent.count();
+        let space = &mut *share.space;
         for (q, panel) in tile.panels.clone().enumerate() {
-            for b in 0..blocks {
-                let unit = (panel * tiling.blocks + b) * S::LANES;
-                let first = (q * tile.rows.len() * blocks + b) * C::SLOTS;
-                self.finish_block(s, step, &tile.rows, unit, (first, blocks * C::SLOTS));
+            // A cell with two stages has one block of units in a panel.
+            let unit = panel * S::LANES;
+            let width = S::LANES.min(hidden - unit);
+            for r in 0..rows {
+                let pre = load_slots(s, C::SLOTS, &space.sums, q * rows + r);
+                let at = (tile.rows.start + r) * hidden + unit;
+                let operand = s.load_partial(&space.operand[0][at..at + width]);
+                let (slots, product) = cell.reset(s, pre, operand);
+                product.store_partial(&mut space.reset_operand[at..at + width]);
+                let row = (tile.rows.start + r) * panels + panel;
+                store_slots(s, C::SLOTS, slots, &mut space.pending, row);
             }
         }
     }
+}
 
+/// [`Cell::forward`] for a tile.
+struct Finish<'a, 'b, E, C> {
+    cell: C,
+    share: &'a mut ForwardShare<'b, E>,
+    tiling: Tiling,
+    step: Step,
+    tile: &'a Tile,
+}
+
+impl<E: Element, C: Cell> Kernel<E> for Finish<'_, '_, E, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(mut self, s: S) {
+        let blocks = self.share.blocks(self.tile.panels.start);
+        for (q, panel) in self.tile.panels.clone().enumerate() {
+            for b in 0..blocks {
+                let unit = (panel * self.tiling.blocks + b) * S::LANES;
+                let first = (q * self.tile.rows.len() * blocks + b) * C::SLOTS;
+                self.block(s, unit, (first, blocks * C::SLOTS));
+            }
+        }
+    }
+}
+
+impl<E: Element, C: Cell> Finish<'_, '_, E, C> {
     /// One vector of units of the rows of a tile. `sums` says where the first row's sums are, and how
     /// far apart rows are, in vectors.
     #[inline(always)]
-    fn finish_block<S: Simd<E>>(&mut self, s: S, step: Step, rows: &Range<usize>, unit: usize, sums: (usize, usize)) {
-        let Self { cell, state, y, tape, mask, space, hidden, .. } = self;
+    fn block<S: Simd<E>>(&mut self, s: S, unit: usize, sums: (usize, usize)) {
+        let (cell, step, rows) = (self.cell, self.step, &self.tile.rows);
+        let ForwardShare {
+            state,
+            y,
+            tape,
+            mask,
+            space,
+            hidden,
+            rows: own,
+            ..
+        } = &mut *self.share;
         let (hidden, mask) = (*hidden, *mask);
         let width = S::LANES.min(hidden - unit);
-        let places = self.rows.start + rows.start..self.rows.start + rows.end;
+        let places = own.start + rows.start..own.start + rows.end;
         let mut h_state = state.h.block(0, places.clone(), unit, width);
-        let mut c_state = if C::HAS_CELL { state.c.as_mut().map(|c| c.block(0, places.clone(), unit, width)) } else { None };
-        let mut y = y.as_mut().map(|y| y.block(step.t, places.clone(), unit, width));
+        let mut c_state = if C::HAS_CELL {
+            state
+                .c
+                .as_mut()
+                .map(|c| c.block(0, places.clone(), unit, width))
+        } else {
+            None
+        };
+        let mut y = y
+            .as_mut()
+            .map(|y| y.block(step.t, places.clone(), unit, width));
         let mut tape = tape.as_mut().map(|tape| {
             let h_before = tape.h_before.block(step.t, places.clone(), unit, width);
-            let c_before = if C::HAS_CELL { tape.c_before.as_mut().map(|c| c.block(step.t, places.clone(), unit, width)) } else { None };
-            let slots = if C::SAVED > 0 { tape.slots.as_mut().map(|slots| slots.block(step.t, places.clone(), unit, width)) } else { None };
+            let c_before = if C::HAS_CELL {
+                tape.c_before
+                    .as_mut()
+                    .map(|c| c.block(step.t, places.clone(), unit, width))
+            } else {
+                None
+            };
+            let slots = if C::SAVED > 0 {
+                tape.slots
+                    .as_mut()
+                    .map(|slots| slots.block(step.t, places.clone(), unit, width))
+            } else {
+                None
+            };
             (h_before, c_before, slots)
         });
         for r in 0..rows.len() {
@@ -447,7 +600,14 @@ impl<E: Element, C: Cell> ForwardShare<'_, E, C> {
             }
             let h_before = h_state.load(s, r, 0, 0);
             let c_before = c_state.as_ref().map_or(h_before, |c| c.load(s, r, 0, 0));
-            let Forward { saved, state } = cell.forward(s, pre, State { h: h_before, c: c_before });
+            let Forward { saved, state } = cell.forward(
+                s,
+                pre,
+                State {
+                    h: h_before,
+                    c: c_before,
+                },
+            );
             h_state.store(s, r, 0, 0, state.h);
             if let Some(c) = &mut c_state {
                 c.store(s, r, 0, 0, state.c);
@@ -486,25 +646,40 @@ pub fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> + C
 
 /// All of rows x blocks x slots, slots fastest.
 #[inline(always)]
-fn indices(rows: usize, blocks: usize, slots: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-    (0..rows).flat_map(move |r| (0..blocks).flat_map(move |b| (0..slots).map(move |slot| (r, b, slot))))
+fn indices(
+    rows: usize,
+    blocks: usize,
+    slots: usize,
+) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..rows)
+        .flat_map(move |r| (0..blocks).flat_map(move |b| (0..slots).map(move |slot| (r, b, slot))))
 }
 
 /// Where the packed bias of a block and slot lies.
 #[inline(always)]
-fn bias_of<C: Cell>(lanes: usize, block: usize, slot: usize) -> usize {
-    (block * C::SLOTS + slot) * lanes
+fn bias_of(slots: usize, lanes: usize, block: usize, slot: usize) -> usize {
+    (block * slots + slot) * lanes
 }
 
 /// Rows of an operand [rows, H] from `row` on.
 #[inline(always)]
 fn operand_rows<E>(operand: &[E], row: usize, hidden: usize) -> Rows<'_, E> {
-    Rows { values: &operand[row * hidden..], row_stride: hidden, depth_stride: 1 }
+    Rows {
+        values: &operand[row * hidden..],
+        row_stride: hidden,
+        depth_stride: 1,
+    }
 }
 
 /// `value` times its mask, if there is one.
 #[inline(always)]
-pub fn masked<E: Element, S: Simd<E>>(s: S, value: S::V, mask: Option<&[E]>, at: usize, width: usize) -> S::V {
+pub fn masked<E: Element, S: Simd<E>>(
+    s: S,
+    value: S::V,
+    mask: Option<&[E]>,
+    at: usize,
+    width: usize,
+) -> S::V {
     match mask {
         Some(mask) => value * s.load_partial(&mask[at..at + width]),
         None => value,
@@ -513,19 +688,25 @@ pub fn masked<E: Element, S: Simd<E>>(s: S, value: S::V, mask: Option<&[E]>, at:
 
 /// The slots of row `row` of a packed [rows, slots, lanes].
 #[inline(always)]
-fn load_slots<E: Element, S: Simd<E>, C: Cell>(s: S, from: &[E], row: usize) -> Slots<S::V> {
-    let mut slots = [s.splat(E::ZERO); MAX_SLOTS];
-    for slot in 0..C::SLOTS {
-        slots[slot] = s.load(&from[(row * C::SLOTS + slot) * S::LANES..]);
+fn load_slots<E: Element, S: Simd<E>>(s: S, slots: usize, from: &[E], row: usize) -> Slots<S::V> {
+    let mut values = [s.splat(E::ZERO); MAX_SLOTS];
+    for (slot, value) in values.iter_mut().enumerate().take(slots) {
+        *value = s.load(&from[(row * slots + slot) * S::LANES..]);
     }
-    slots
+    values
 }
 
 /// The mirror of [`load_slots`].
 #[inline(always)]
-fn store_slots<E: Element, S: Simd<E>, C: Cell>(slots: Slots<S::V>, to: &mut [E], row: usize) {
-    for slot in 0..C::SLOTS {
-        slots[slot].store(&mut to[(row * C::SLOTS + slot) * S::LANES..]);
+fn store_slots<E: Element, S: Simd<E>>(
+    _s: S,
+    slots: usize,
+    values: Slots<S::V>,
+    to: &mut [E],
+    row: usize,
+) {
+    for (slot, value) in values.iter().enumerate().take(slots) {
+        value.store(&mut to[(row * slots + slot) * S::LANES..]);
     }
 }
 
@@ -542,29 +723,35 @@ fn add_product<E: Element, S: Simd<E>>(
     let panel = tile.panels.start;
     let (vectors, depth) = (panels.vectors(panel), panels.depth());
     if tile.rows.len() == 1 {
-        multiply_row(s, RowProduct {
-            count: tile.panels.len(),
-            vectors,
-            depth,
-            a: a.values,
-            a_stride: 0,
-            panels: panels.from_panel(panel),
-            panels_stride: panels.panel_len(),
-            sums,
-            sums_stride: row_len,
-            fresh: false,
-        });
+        multiply_row(
+            s,
+            RowProduct {
+                count: tile.panels.len(),
+                vectors,
+                depth,
+                a: a.values,
+                a_stride: 0,
+                panels: panels.from_panel(panel),
+                panels_stride: panels.panel_len(),
+                sums,
+                sums_stride: row_len,
+                fresh: false,
+            },
+        );
     } else {
-        multiply(s, Product {
-            rows: tile.rows.len(),
-            vectors,
-            depth,
-            a,
-            panel: panels.from_panel(panel),
-            panel_stride: (vectors * S::LANES) as isize,
-            sums,
-            sums_stride: row_len,
-            fresh: false,
-        });
+        multiply(
+            s,
+            Product {
+                rows: tile.rows.len(),
+                vectors,
+                depth,
+                a,
+                panel: panels.from_panel(panel),
+                panel_stride: (vectors * S::LANES) as isize,
+                sums,
+                sums_stride: row_len,
+                fresh: false,
+            },
+        );
     }
 }

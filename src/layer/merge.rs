@@ -12,12 +12,24 @@ fn caller_rows(schedule: &Schedule, batch_first: bool) -> impl Iterator<Item = u
     (0..schedule.steps()).flat_map(move |t| {
         schedule.order()[..schedule.active(t)]
             .iter()
-            .map(move |&row| if batch_first { row * time + t } else { t * batch + row })
+            .map(move |&row| {
+                if batch_first {
+                    row * time + t
+                } else {
+                    t * batch + row
+                }
+            })
     })
 }
 
 /// [N, width] from the caller's (T, B, width) or (B, T, width); padding is not read.
-pub fn pack<E: Element>(values: &[E], schedule: &Schedule, batch_first: bool, width: usize, what: &str) -> Result<Vec<E>> {
+pub fn pack<E: Element>(
+    values: &[E],
+    schedule: &Schedule,
+    batch_first: bool,
+    width: usize,
+    what: &str,
+) -> Result<Vec<E>> {
     let mut packed = reserved(product(&[schedule.packed_rows(), width], what)?, what)?;
     if schedule.is_plain(batch_first) {
         packed.extend_from_slice(&values[..schedule.packed_rows() * width]);
@@ -31,7 +43,13 @@ pub fn pack<E: Element>(values: &[E], schedule: &Schedule, batch_first: bool, wi
 
 /// The caller's (T, B, width) or (B, T, width) from [N, width]; exactly 0 beyond each row's length. A
 /// plain sequence is handed on as it is.
-pub fn unpack<E: Element>(packed: Vec<E>, schedule: &Schedule, batch_first: bool, width: usize, what: &str) -> Result<Vec<E>> {
+pub fn unpack<E: Element>(
+    packed: Vec<E>,
+    schedule: &Schedule,
+    batch_first: bool,
+    width: usize,
+    what: &str,
+) -> Result<Vec<E>> {
     if schedule.is_plain(batch_first) {
         return Ok(packed);
     }
@@ -50,17 +68,26 @@ pub fn unpack_columns<E: Element>(
 ) -> Result<Vec<E>> {
     let len = product(&[schedule.time(), schedule.batch(), width], what)?;
     let mut values = filled(len, E::ZERO, what)?;
-    for (from, row) in packed.chunks_exact(row_len).zip(caller_rows(schedule, batch_first)) {
+    for (from, row) in packed
+        .chunks_exact(row_len)
+        .zip(caller_rows(schedule, batch_first))
+    {
         values[row * width..(row + 1) * width].copy_from_slice(&from[column..column + width]);
     }
     Ok(values)
 }
 
 /// [B, H] in the schedule's order from the caller's; zeros without.
-pub fn pack_state<E: Element>(state: Option<&[E]>, schedule: &Schedule, hidden: usize) -> Result<Vec<E>> {
+pub fn pack_state<E: Element>(
+    state: Option<&[E]>,
+    schedule: &Schedule,
+    hidden: usize,
+) -> Result<Vec<E>> {
     let what = "the state (B * H)";
     let len = product(&[schedule.batch(), hidden], what)?;
-    let Some(state) = state else { return filled(len, E::ZERO, what) };
+    let Some(state) = state else {
+        return filled(len, E::ZERO, what);
+    };
     let mut packed = reserved(len, what)?;
     for &row in schedule.order() {
         packed.extend_from_slice(&state[row * hidden..(row + 1) * hidden]);
@@ -111,14 +138,21 @@ mod tests {
             let values: Vec<f32> = (0..12).map(|k| k as f32 + 1.0).collect();
             let packed = pack(&values, &schedule, batch_first, 2, "x").unwrap();
             let rows = [at(0, 1), at(0, 0), at(1, 1), at(2, 1)];
-            let expected: Vec<f32> = rows.iter().flat_map(|&r| values[2 * r..2 * r + 2].to_vec()).collect();
+            let expected: Vec<f32> = rows
+                .iter()
+                .flat_map(|&r| values[2 * r..2 * r + 2].to_vec())
+                .collect();
             assert_eq!(packed, expected);
             let back = unpack(packed, &schedule, batch_first, 2, "y").unwrap();
             for t in 0..3 {
                 for b in 0..2 {
                     let row = at(t, b);
                     let there = b == 1 || t == 0;
-                    let expected = if there { &values[2 * row..2 * row + 2] } else { &[0.0, 0.0] };
+                    let expected = if there {
+                        &values[2 * row..2 * row + 2]
+                    } else {
+                        &[0.0, 0.0]
+                    };
                     assert_eq!(&back[2 * row..2 * row + 2], expected);
                 }
             }

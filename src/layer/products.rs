@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use crate::cell::{Cell, has_reset_stage};
+use crate::cell::Spec;
 use crate::error::Result;
 use crate::gemm::kernel::{MAX_ROWS, MAX_VECTORS, Product, Rows, max_rows, multiply};
 use crate::gemm::pack::Panels;
@@ -65,11 +65,21 @@ pub struct Extent {
 /// One thing to compute.
 enum Work<'a, E> {
     /// out [m, n] += columns `pre` of dpre, transposed, times `right` [rows, n].
-    Weights { pre: Range<usize>, right: &'a [E], n: usize, out: &'a mut [E] },
+    Weights {
+        pre: Range<usize>,
+        right: &'a [E],
+        n: usize,
+        out: &'a mut [E],
+    },
     /// out [m] += sums of the columns `pre` of dpre.
     Bias { pre: Range<usize>, out: &'a mut [E] },
     /// out [rows, I] = dpre W, or += when `add`.
-    Input { rows: Range<usize>, panels: &'a Panels<E>, add: bool, out: &'a mut [E] },
+    Input {
+        rows: Range<usize>,
+        panels: &'a Panels<E>,
+        add: bool,
+        out: &'a mut [E],
+    },
 }
 
 /// One worker's part of the products of a chunk.
@@ -98,7 +108,11 @@ impl<E: Element> ProductSpace<E> {
         let width = lanes.column_vectors() * lanes.lanes;
         // Shares are cut evenly, rounded up.
         let m = (extent.slots * extent.hidden).div_ceil(parts) + 1;
-        let packed = if is_direct::<E>(rows, extent) { 0 } else { product(&[rows, m], what)? };
+        let packed = if is_direct::<E>(rows, extent) {
+            0
+        } else {
+            product(&[rows, m], what)?
+        };
         Ok(Self {
             left: Aligned::zeroed(packed, what)?,
             right: Aligned::zeroed(product(&[rows, width], what)?, what)?,
@@ -112,12 +126,12 @@ fn is_direct<E>(rows: usize, extent: Extent) -> bool {
 }
 
 /// Neighbouring slots whose rows of the weights are neighbours too: (slots, first gate), by gate.
-fn runs<C: Cell>(slots: Range<usize>) -> Vec<(Range<usize>, usize)> {
+fn runs(spec: &Spec, slots: Range<usize>) -> Vec<(Range<usize>, usize)> {
     let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
     for slot in slots {
         match runs.last_mut() {
-            Some((run, gate)) if C::gate(slot) == *gate + run.len() => run.end = slot + 1,
-            _ => runs.push((slot..slot + 1, C::gate(slot))),
+            Some((run, gate)) if spec.gate[slot] == *gate + run.len() => run.end = slot + 1,
+            _ => runs.push((slot..slot + 1, spec.gate[slot])),
         }
     }
     runs
@@ -136,7 +150,8 @@ pub struct Outputs<'a, E> {
 }
 
 /// Cuts the products of a chunk into one share per space.
-pub fn shares<'a, E: Element, C: Cell>(
+pub fn shares<'a, E: Element>(
+    spec: &Spec,
     chunk: Chunk<'a, E>,
     extent: Extent,
     panels: &'a Panels<E>,
@@ -146,17 +161,38 @@ pub fn shares<'a, E: Element, C: Cell>(
 ) -> Vec<ProductShare<'a, E>> {
     let (parts, hidden) = (spaces.len(), extent.hidden);
     let mut work: Vec<Vec<Work<'a, E>>> = (0..parts).map(|_| Vec::new()).collect();
-    let Outputs { params, bias, dx, add_dx } = outputs;
+    let Outputs {
+        params,
+        bias,
+        dx,
+        add_dx,
+    } = outputs;
 
     let mut products = vec![];
-    products.extend(runs::<C>(0..C::INPUT).into_iter().map(|run| (run, true, chunk.input)));
-    products.extend(runs::<C>(C::RECURRENT).into_iter().map(|run| (run, false, chunk.operand)));
-    products.extend(runs::<C>(C::CANDIDATE).into_iter().map(|run| (run, false, chunk.reset_operand)));
+    products.extend(
+        runs(spec, 0..spec.input)
+            .into_iter()
+            .map(|run| (run, true, chunk.input)),
+    );
+    products.extend(
+        runs(spec, spec.recurrent())
+            .into_iter()
+            .map(|run| (run, false, chunk.operand)),
+    );
+    products.extend(
+        runs(spec, spec.candidate())
+            .into_iter()
+            .map(|run| (run, false, chunk.reset_operand)),
+    );
     // By gate, so that each product takes the next rows of the weights.
     products.sort_by_key(|((_, gate), is_input, _)| (!is_input, *gate));
     let (mut weight_ih, mut weight_hh) = (params.weight_ih, params.weight_hh);
     for ((slots, _), is_input, right) in products {
-        let (rest, n) = if is_input { (&mut weight_ih, extent.features) } else { (&mut weight_hh, hidden) };
+        let (rest, n) = if is_input {
+            (&mut weight_ih, extent.features)
+        } else {
+            (&mut weight_hh, hidden)
+        };
         let columns = slots.start * hidden..slots.end * hidden;
         for (part, pre) in cut(columns, parts) {
             let out = take(rest, pre.len() * n);
@@ -171,12 +207,23 @@ pub fn shares<'a, E: Element, C: Cell>(
     let mut dx = dx;
     for (part, rows) in cut(0..chunk.rows, parts) {
         let out = take(&mut dx, rows.len() * extent.features);
-        work[part].push(Work::Input { rows, panels, add: add_dx, out });
+        work[part].push(Work::Input {
+            rows,
+            panels,
+            add: add_dx,
+            out,
+        });
     }
-    debug_assert!(has_reset_stage::<C>() || chunk.reset_operand.is_empty());
+    debug_assert!(spec.has_reset_stage() || chunk.reset_operand.is_empty());
     work.into_iter()
         .zip(spaces)
-        .map(|(work, space)| ProductShare { chunk, extent, work, space, meter: meter() })
+        .map(|(work, space)| ProductShare {
+            chunk,
+            extent,
+            work,
+            space,
+            meter: meter(),
+        })
         .collect()
 }
 
@@ -205,7 +252,12 @@ impl<E: Element> Kernel<E> for ProductShare<'_, E> {
             match work {
                 Work::Weights { pre, right, n, out } => self.weights(s, pre, right, n, out)?,
                 Work::Bias { pre, out } => self.bias(s, pre, out)?,
-                Work::Input { rows, panels, add, out } => self.input(s, rows, panels, add, out)?,
+                Work::Input {
+                    rows,
+                    panels,
+                    add,
+                    out,
+                } => self.input(s, rows, panels, add, out)?,
             }
         }
         Ok(())
@@ -220,11 +272,22 @@ impl<E: Element> ProductShare<'_, E> {
 
     /// The k-th row that backward met.
     fn met(&self, k: usize) -> usize {
-        if self.chunk.ascending { k } else { self.chunk.rows - 1 - k }
+        if self.chunk.ascending {
+            k
+        } else {
+            self.chunk.rows - 1 - k
+        }
     }
 
     #[inline(always)]
-    fn weights<S: Simd<E>>(&mut self, s: S, pre: Range<usize>, right: &[E], n: usize, out: &mut [E]) -> Result<()> {
+    fn weights<S: Simd<E>>(
+        &mut self,
+        s: S,
+        pre: Range<usize>,
+        right: &[E],
+        n: usize,
+        out: &mut [E],
+    ) -> Result<()> {
         let (rows, m) = (self.chunk.rows, pre.len());
         if m == 0 {
             return Ok(());
@@ -249,17 +312,36 @@ impl<E: Element> ProductShare<'_, E> {
             for tile in tiles(m, most) {
                 let a = if direct {
                     let values = &self.chunk.pre[pre.start + tile.start..];
-                    Rows { values, row_stride: 1, depth_stride: sign * self.pre_stride() as isize }
+                    Rows {
+                        values,
+                        row_stride: 1,
+                        depth_stride: sign * self.pre_stride() as isize,
+                    }
                 } else {
                     let values = &self.space.left[tile.start * rows..];
-                    Rows { values, row_stride: 1, depth_stride: tile.len() as isize }
+                    Rows {
+                        values,
+                        row_stride: 1,
+                        depth_stride: tile.len() as isize,
+                    }
                 };
                 // Directly read operands run backwards; packed ones were packed that way.
-                let (panel, panel_stride): (&[E], isize) =
-                    if packed { (&self.space.right, width as isize) } else { (&right[column..], sign * n as isize) };
+                let (panel, panel_stride): (&[E], isize) = if packed {
+                    (&self.space.right, width as isize)
+                } else {
+                    (&right[column..], sign * n as isize)
+                };
                 let to = &mut out[tile.start * n + column..];
                 let shape = (tile.len(), vectors, columns);
-                multiply_into(s, shape, (rows, a), (panel, panel_stride), (to, n), false, &mut self.space.sums);
+                multiply_into(
+                    s,
+                    shape,
+                    (rows, a),
+                    (panel, panel_stride),
+                    (to, n),
+                    false,
+                    &mut self.space.sums,
+                );
             }
             self.meter.spend(rows * m * width)?;
         }
@@ -275,7 +357,11 @@ impl<E: Element> ProductShare<'_, E> {
             for tile in tiles(pre.len(), most) {
                 let to = &mut self.space.left[tile.start * rows..];
                 for k in first..(first + BURST).min(rows) {
-                    let row = if self.chunk.ascending { k } else { rows - 1 - k };
+                    let row = if self.chunk.ascending {
+                        k
+                    } else {
+                        rows - 1 - k
+                    };
                     let from = row * stride + pre.start;
                     let from = &self.chunk.pre[from + tile.start..from + tile.end];
                     to[k * tile.len()..][..tile.len()].copy_from_slice(from);
@@ -327,11 +413,23 @@ impl<E: Element> ProductShare<'_, E> {
                 let weights = &panels.from_panel(panel)[begin * width..];
                 for tile in tiles(rows.len(), max_rows(S::REGISTERS, vectors)) {
                     let values = &self.chunk.pre[(rows.start + tile.start) * stride + begin..];
-                    let a = Rows { values, row_stride: stride, depth_stride: 1 };
+                    let a = Rows {
+                        values,
+                        row_stride: stride,
+                        depth_stride: 1,
+                    };
                     let to = &mut out[tile.start * n + column..];
                     let shape = (tile.len(), vectors, columns);
                     let fresh = begin == 0 && !add;
-                    multiply_into(s, shape, (depth, a), (weights, width as isize), (to, n), fresh, &mut self.space.sums);
+                    multiply_into(
+                        s,
+                        shape,
+                        (depth, a),
+                        (weights, width as isize),
+                        (to, n),
+                        fresh,
+                        &mut self.space.sums,
+                    );
                 }
                 self.meter.spend(rows.len() * depth * width)?;
             }
@@ -359,8 +457,25 @@ fn multiply_into<E: Element, S: Simd<E>>(
             space[r * width..][..columns].copy_from_slice(&to[r * stride..][..columns]);
         }
     }
-    let (sums, sums_stride) = if whole { (&mut *to, stride) } else { (&mut *space, width) };
-    multiply(s, Product { rows, vectors, depth, a, panel, panel_stride, sums, sums_stride, fresh });
+    let (sums, sums_stride) = if whole {
+        (&mut *to, stride)
+    } else {
+        (&mut *space, width)
+    };
+    multiply(
+        s,
+        Product {
+            rows,
+            vectors,
+            depth,
+            a,
+            panel,
+            panel_stride,
+            sums,
+            sums_stride,
+            fresh,
+        },
+    );
     if !whole {
         for r in 0..rows {
             to[r * stride..][..columns].copy_from_slice(&space[r * width..][..columns]);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::cell::Cell;
+use crate::cell::Spec;
 use crate::error::Result;
 use crate::layer::config::Config;
 use crate::layer::dropout::Masks;
@@ -22,7 +22,10 @@ pub struct DirectionState<E> {
 impl<E: Element> DirectionState<E> {
     /// A copy.
     pub fn copied(&self) -> Result<Self> {
-        Ok(Self { h: copied(&self.h, "a checkpoint")?, c: copied(&self.c, "a checkpoint")? })
+        Ok(Self {
+            h: copied(&self.h, "a checkpoint")?,
+            c: copied(&self.c, "a checkpoint")?,
+        })
     }
 }
 
@@ -39,11 +42,15 @@ pub struct StepTape<E> {
 }
 
 impl<E: Element> StepTape<E> {
-    /// Room for `rows` packed rows of a cell C.
-    pub fn zeroed<C: Cell>(rows: usize, hidden: usize) -> Result<Self> {
+    /// Room for `rows` packed rows of a cell like `spec`.
+    pub fn zeroed(spec: &Spec, rows: usize, hidden: usize) -> Result<Self> {
         let what = "the tape (T * B * slots * H)";
         let sized = |slots| filled(product(&[rows, slots, hidden], what)?, E::ZERO, what);
-        Ok(Self { h_before: sized(1)?, c_before: sized(usize::from(C::HAS_CELL))?, slots: sized(C::SAVED)? })
+        Ok(Self {
+            h_before: sized(1)?,
+            c_before: sized(usize::from(spec.has_cell))?,
+            slots: sized(spec.saved)?,
+        })
     }
 }
 
@@ -97,7 +104,9 @@ impl<E: Element> Tape<E> {
             values += direction.last.len() + direction.outputs.len();
             for segment in &direction.segments {
                 values += match &segment.kept {
-                    Kept::Steps(tape) => tape.h_before.len() + tape.c_before.len() + tape.slots.len(),
+                    Kept::Steps(tape) => {
+                        tape.h_before.len() + tape.c_before.len() + tape.slots.len()
+                    }
                     Kept::Checkpoint(state) => state.h.len() + state.c.len(),
                 };
             }
@@ -117,11 +126,19 @@ impl<E: Element> Tape<E> {
 }
 
 /// The ranges of steps of `checkpoint` steps each, in the order in which a direction takes them.
-pub fn segments(steps: usize, checkpoint: Option<usize>, reverse: bool) -> impl Iterator<Item = Range<usize>> {
+pub fn segments(
+    steps: usize,
+    checkpoint: Option<usize>,
+    reverse: bool,
+) -> impl Iterator<Item = Range<usize>> {
     let length = checkpoint.unwrap_or(steps).max(1);
     (0..steps).step_by(length).map(move |begin| {
         let end = begin.saturating_add(length).min(steps);
-        if reverse { steps - end..steps - begin } else { begin..end }
+        if reverse {
+            steps - end..steps - begin
+        } else {
+            begin..end
+        }
     })
 }
 
@@ -138,7 +155,12 @@ pub fn outputs<E: Element>(
     let mut values = crate::memory::reserved(tape.h_before.len(), "the outputs (N * H)")?;
     let offset = schedule.offsets()[steps.start];
     for t in steps.clone() {
-        let next = if reverse { t.checked_sub(1) } else { Some(t + 1) }.filter(|next| steps.contains(next));
+        let next = if reverse {
+            t.checked_sub(1)
+        } else {
+            Some(t + 1)
+        }
+        .filter(|next| steps.contains(next));
         let going_on = next.map_or(0, |next| schedule.active(next).min(schedule.active(t)));
         if let Some(next) = next {
             let first = (schedule.rows(next).start - offset) * hidden;
@@ -156,9 +178,18 @@ mod tests {
     #[test]
     fn segments_cover_all_steps_in_order_taken() {
         assert_eq!(segments(5, None, false).collect::<Vec<_>>(), [0..5]);
-        assert_eq!(segments(5, Some(2), false).collect::<Vec<_>>(), [0..2, 2..4, 4..5]);
-        assert_eq!(segments(5, Some(2), true).collect::<Vec<_>>(), [3..5, 1..3, 0..1]);
-        assert_eq!(segments(5, Some(usize::MAX), true).collect::<Vec<_>>(), [0..5]);
+        assert_eq!(
+            segments(5, Some(2), false).collect::<Vec<_>>(),
+            [0..2, 2..4, 4..5]
+        );
+        assert_eq!(
+            segments(5, Some(2), true).collect::<Vec<_>>(),
+            [3..5, 1..3, 0..1]
+        );
+        assert_eq!(
+            segments(5, Some(usize::MAX), true).collect::<Vec<_>>(),
+            [0..5]
+        );
         assert_eq!(segments(0, None, false).count(), 0);
     }
 }

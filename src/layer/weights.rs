@@ -1,6 +1,6 @@
 //! One direction's parameters, packed.
 
-use crate::cell::{Cell, has_reset_stage, is_recurrent};
+use crate::cell::Spec;
 use crate::error::Result;
 use crate::gemm::kernel::MAX_VECTORS;
 use crate::gemm::pack::Panels;
@@ -36,7 +36,10 @@ impl Lanes {
             type Output = Lanes;
             #[inline(always)]
             fn run<S: Simd<E>>(self, _s: S) -> Lanes {
-                Lanes { lanes: S::LANES, registers: S::REGISTERS }
+                Lanes {
+                    lanes: S::LANES,
+                    registers: S::REGISTERS,
+                }
             }
         }
         E::dispatch(level, Ask)
@@ -54,12 +57,16 @@ pub const fn columns_per_panel(registers: usize) -> usize {
 }
 
 /// Blocks of units in a forward panel: a cell with one gate takes several, to fill its tile.
-pub const fn blocks_per_panel<C: Cell>(registers: usize) -> usize {
-    if C::SLOTS == 1 { columns_per_panel(registers) } else { 1 }
+pub const fn blocks_per_panel(spec: &Spec, registers: usize) -> usize {
+    if spec.slots == 1 {
+        columns_per_panel(registers)
+    } else {
+        1
+    }
 }
 
-fn gates_of<C: Cell>(slots: std::ops::Range<usize>) -> Vec<usize> {
-    slots.map(C::gate).collect()
+fn gates_of(spec: &Spec, slots: std::ops::Range<usize>) -> Vec<usize> {
+    spec.gate[slots].to_vec()
 }
 
 /// Packed for forward.
@@ -75,41 +82,64 @@ pub struct ForwardWeights<E> {
 }
 
 impl<E: Element> ForwardWeights<E> {
-    /// Packs `params` of a cell with `hidden` units and `features` inputs.
-    pub fn pack<C: Cell>(
+    /// Packs `params` of a cell like `spec` with `hidden` units and `features` inputs.
+    pub fn pack(
+        spec: &Spec,
         team: &Team<'_>,
         lanes: Lanes,
         params: Params<'_, E>,
         (hidden, features): (usize, usize),
     ) -> Result<Self> {
-        let per_panel = blocks_per_panel::<C>(lanes.registers);
+        let per_panel = blocks_per_panel(spec, lanes.registers);
         let pack = |weights, slots, depth| {
-            Panels::by_unit(team, weights, &gates_of::<C>(slots), (hidden, depth), lanes.lanes, per_panel)
+            Panels::by_unit(
+                team,
+                weights,
+                &gates_of(spec, slots),
+                (hidden, depth),
+                lanes.lanes,
+                per_panel,
+            )
         };
-        let input = pack(params.weight_ih, 0..C::INPUT, features)?;
-        let recurrent = pack(params.weight_hh, C::RECURRENT, hidden)?;
-        let candidate =
-            if has_reset_stage::<C>() { Some(pack(params.weight_hh, C::CANDIDATE, hidden)?) } else { None };
-        let bias = Self::pack_bias::<C>(lanes.lanes, params.bias, hidden)?;
-        Ok(Self { input, recurrent, candidate, bias })
+        let input = pack(params.weight_ih, 0..spec.input, features)?;
+        let recurrent = pack(params.weight_hh, spec.recurrent(), hidden)?;
+        let candidate = if spec.has_reset_stage() {
+            Some(pack(params.weight_hh, spec.candidate(), hidden)?)
+        } else {
+            None
+        };
+        let bias = Self::pack_bias(spec, lanes.lanes, params.bias, hidden)?;
+        Ok(Self {
+            input,
+            recurrent,
+            candidate,
+            bias,
+        })
     }
 
-    fn pack_bias<C: Cell>(lanes: usize, bias: Option<(&[E], &[E])>, hidden: usize) -> Result<Aligned<E>> {
+    fn pack_bias(
+        spec: &Spec,
+        lanes: usize,
+        bias: Option<(&[E], &[E])>,
+        hidden: usize,
+    ) -> Result<Aligned<E>> {
         let blocks = hidden.div_ceil(lanes);
-        let len = product(&[blocks, C::SLOTS, lanes], "packed biases (G * H)")?;
+        let len = product(&[blocks, spec.slots, lanes], "packed biases (G * H)")?;
         let mut packed = Aligned::zeroed(len, "packed biases")?;
-        let Some((input, recurrent)) = bias else { return Ok(packed) };
+        let Some((input, recurrent)) = bias else {
+            return Ok(packed);
+        };
         for unit in 0..hidden {
-            for slot in 0..C::SLOTS {
-                let row = C::gate(slot) * hidden + unit;
+            for slot in 0..spec.slots {
+                let row = spec.gate[slot] * hidden + unit;
                 let mut sum = E::ZERO;
-                if slot < C::INPUT {
+                if slot < spec.input {
                     sum += input[row];
                 }
-                if is_recurrent::<C>(slot) {
+                if spec.is_recurrent(slot) {
                     sum += recurrent[row];
                 }
-                packed[(unit / lanes * C::SLOTS + slot) * lanes + unit % lanes] = sum;
+                packed[(unit / lanes * spec.slots + slot) * lanes + unit % lanes] = sum;
             }
         }
         Ok(packed)
@@ -127,21 +157,36 @@ pub struct BackwardWeights<E> {
 }
 
 impl<E: Element> BackwardWeights<E> {
-    /// Packs `params` of a cell with `hidden` units and `features` inputs.
-    pub fn pack<C: Cell>(
+    /// Packs `params` of a cell like `spec` with `hidden` units and `features` inputs.
+    pub fn pack(
+        spec: &Spec,
         team: &Team<'_>,
         lanes: Lanes,
         params: Params<'_, E>,
         (hidden, features): (usize, usize),
     ) -> Result<Self> {
         let pack = |weights, slots, columns| {
-            let gates = gates_of::<C>(slots);
-            Panels::by_column(team, weights, &gates, (hidden, columns), lanes.lanes, lanes.column_vectors())
+            let gates = gates_of(spec, slots);
+            Panels::by_column(
+                team,
+                weights,
+                &gates,
+                (hidden, columns),
+                lanes.lanes,
+                lanes.column_vectors(),
+            )
         };
-        let recurrent = pack(params.weight_hh, C::RECURRENT, hidden)?;
-        let candidate =
-            if has_reset_stage::<C>() { Some(pack(params.weight_hh, C::CANDIDATE, hidden)?) } else { None };
-        let input = pack(params.weight_ih, 0..C::INPUT, features)?;
-        Ok(Self { recurrent, candidate, input })
+        let recurrent = pack(params.weight_hh, spec.recurrent(), hidden)?;
+        let candidate = if spec.has_reset_stage() {
+            Some(pack(params.weight_hh, spec.candidate(), hidden)?)
+        } else {
+            None
+        };
+        let input = pack(params.weight_ih, 0..spec.input, features)?;
+        Ok(Self {
+            recurrent,
+            candidate,
+            input,
+        })
     }
 }

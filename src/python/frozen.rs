@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::detach;
-use super::stack::{Number, array, borrow, execution, slice};
+use super::stack::{Number, array, borrow, execution, is_plain, not_plain, slice};
 use crate::error::{Error, shape_text};
 use crate::layer::{self, Input};
 use crate::memory;
@@ -28,7 +28,10 @@ pub(crate) struct Frozen {
 
 impl Frozen {
     pub(crate) fn new(streams: AnyStreams, batch_first: bool) -> Self {
-        Self { streams, batch_first }
+        Self {
+            streams,
+            batch_first,
+        }
     }
 }
 
@@ -49,7 +52,11 @@ impl Frozen {
     /// `x_t` is (B, I), or (I,) for one stream; the result (B, H) or (H,) is a fresh array, or `out`,
     /// which must be a writeable C-contiguous array of the layer's dtype.
     #[pyo3(signature = (x_t, *, out = None))]
-    fn step<'py>(&mut self, x_t: &Bound<'py, PyAny>, out: Option<Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+    fn step<'py>(
+        &mut self,
+        x_t: &Bound<'py, PyAny>,
+        out: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         with_streams!(self, streams => step(streams, x_t, out))
     }
 
@@ -87,13 +94,19 @@ impl Frozen {
 }
 
 /// `x` as an array of E: as it is, or by way of the package's own conversion and its errors.
-fn converted<'py, E: Number>(name: &str, x: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArrayDyn<E>>> {
+fn converted<'py, E: Number>(
+    name: &str,
+    x: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyArrayDyn<E>>> {
     if let Ok(typed) = x.cast::<PyArrayDyn<E>>()
-        && typed.is_c_contiguous()
+        && is_plain(typed)
     {
         return Ok(typed.clone());
     }
-    let convert = x.py().import("rnncore.parameters")?.getattr("as_real_array")?;
+    let convert = x
+        .py()
+        .import("rnncore.parameters")?
+        .getattr("as_real_array")?;
     let array = convert.call1((name, x, E::get_dtype(x.py())))?;
     Ok(array.cast_into::<PyArrayDyn<E>>()?)
 }
@@ -105,17 +118,27 @@ fn step<'py, E: Number>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = x_t.py();
     let x = converted::<E>("x_t", x_t)?;
-    let (batch, inputs, hidden) = (streams.batch(), streams.config().input, streams.config().hidden);
+    let (batch, inputs, hidden) = (
+        streams.batch(),
+        streams.config().input,
+        streams.config().hidden,
+    );
     let shape: &[usize] = match *x.shape() {
         [i] if batch == 1 && i == inputs => &[hidden],
         [b, i] if b == batch && i == inputs => &[batch, hidden],
         _ => {
-            let one = if batch == 1 { format!(" or (I,) = ({inputs},)") } else { String::new() };
+            let one = if batch == 1 {
+                format!(" or (I,) = ({inputs},)")
+            } else {
+                String::new()
+            };
             let expected = format!("(B, I) = ({batch}, {inputs}){one}");
             return Err(Error::shape("x_t", expected, shape_text(x.shape())).into());
         }
     };
-    let readable = x.try_readonly().map_err(|_| PyValueError::new_err("x_t: the array is being written to"))?;
+    let readable = x.try_readonly().map_err(|_| {
+        PyValueError::new_err("x_t: expected an array that nobody writes to, got one in use")
+    })?;
     let x = slice("x_t", &readable)?;
     let Some(out) = out else {
         let mut y = memory::filled(batch * hidden, E::ZERO, "y_t")?;
@@ -123,32 +146,43 @@ fn step<'py, E: Number>(
         return array(py, y, shape);
     };
     let target = out.cast::<PyArrayDyn<E>>().map_err(|_| {
-        let got = out.getattr("dtype").map_or_else(|_| out.get_type().to_string(), |dtype| dtype.to_string());
+        let got = out
+            .getattr("dtype")
+            .map_or_else(|_| out.get_type().to_string(), |dtype| dtype.to_string());
         PyTypeError::new_err(format!("out: expected an array of {}, got {got}", E::NAME))
     })?;
     if target.shape() != shape {
         return Err(Error::shape("out", shape_text(shape), shape_text(target.shape())).into());
     }
-    if !target.is_c_contiguous() {
-        return Err(PyValueError::new_err("out: expected a C-contiguous array"));
+    if !is_plain(target) {
+        return Err(not_plain("out"));
     }
     let mut writeable = target.try_readwrite().map_err(|_| {
-        PyValueError::new_err("out: expected a writeable array that shares no memory with x_t")
+        let expected = "out: expected a writeable array that shares no memory with x_t";
+        PyValueError::new_err(format!("{expected}, got a read-only or overlapping one"))
     })?;
-    let y = writeable.as_slice_mut().map_err(|_| PyValueError::new_err("out: expected a C-contiguous array"))?;
+    let y = writeable.as_slice_mut().map_err(|_| not_plain("out"))?;
     streams.step(x, y)?;
     drop(writeable);
     Ok(out)
 }
 
-fn run<'py, E: Number>(streams: &mut layer::Frozen<E>, x: &Bound<'py, PyAny>, batch_first: bool) -> PyResult<Bound<'py, PyAny>> {
+fn run<'py, E: Number>(
+    streams: &mut layer::Frozen<E>,
+    x: &Bound<'py, PyAny>,
+    batch_first: bool,
+) -> PyResult<Bound<'py, PyAny>> {
     let py = x.py();
     let converted = converted::<E>("x", x)?;
     let hidden = streams.config().hidden;
     // Unbatched: one stream, (T, I).
     let (input, output) = match *converted.shape() {
         [time, features] if streams.batch() == 1 => {
-            let one = if batch_first { [1, time, features] } else { [time, 1, features] };
+            let one = if batch_first {
+                [1, time, features]
+            } else {
+                [time, 1, features]
+            };
             (one, vec![time, hidden])
         }
         [a, b, features] => ([a, b, features], vec![a, b, hidden]),
@@ -159,7 +193,12 @@ fn run<'py, E: Number>(streams: &mut layer::Frozen<E>, x: &Bound<'py, PyAny>, ba
         }
     };
     let readable = borrow::<E>("x", converted.as_any())?;
-    let input = Input { values: slice("x", &readable)?, shape: input, batch_first, lengths: None };
+    let input = Input {
+        values: slice("x", &readable)?,
+        shape: input,
+        batch_first,
+        lengths: None,
+    };
     let y = detach(py, |interrupt| {
         let poll = || interrupt.requested();
         streams.run(&execution(&poll), input)
@@ -167,10 +206,17 @@ fn run<'py, E: Number>(streams: &mut layer::Frozen<E>, x: &Bound<'py, PyAny>, ba
     array(py, y, &output)
 }
 
-fn state<'py, E: Number>(py: Python<'py>, streams: &layer::Frozen<E>) -> PyResult<Bound<'py, PyAny>> {
+fn state<'py, E: Number>(
+    py: Python<'py>,
+    streams: &layer::Frozen<E>,
+) -> PyResult<Bound<'py, PyAny>> {
     let config = streams.config();
     let shape = [config.layers, streams.batch(), config.hidden];
-    let mut members = streams.state()?.into_iter().map(|part| array(py, part, &shape)).collect::<PyResult<Vec<_>>>()?;
+    let mut members = streams
+        .state()?
+        .into_iter()
+        .map(|part| array(py, part, &shape))
+        .collect::<PyResult<Vec<_>>>()?;
     match members.len() {
         1 => Ok(members.remove(0)),
         _ => Ok(PyTuple::new(py, members)?.into_any()),
@@ -181,16 +227,28 @@ fn set_state<E: Number>(streams: &mut layer::Frozen<E>, state: &Bound<'_, PyAny>
     let config = streams.config();
     let shape = [config.layers, streams.batch(), config.hidden];
     let parts: Vec<Bound<'_, PyAny>> = if config.cell.has_cell_state() {
-        state
-            .extract()
-            .map_err(|_| PyTypeError::new_err(format!("state: expected the pair (h, c), got {}", state.get_type())))?
+        state.extract().map_err(|_| {
+            PyTypeError::new_err(format!(
+                "state: expected the pair (h, c), got {}",
+                state.get_type()
+            ))
+        })?
     } else {
         vec![state.clone()]
     };
     let arrays: Vec<_> = parts
         .iter()
         .enumerate()
-        .map(|(k, part)| converted::<E>(&if parts.len() == 1 { "state".to_owned() } else { format!("state[{k}]") }, part))
+        .map(|(k, part)| {
+            converted::<E>(
+                &if parts.len() == 1 {
+                    "state".to_owned()
+                } else {
+                    format!("state[{k}]")
+                },
+                part,
+            )
+        })
         .collect::<PyResult<_>>()?;
     let mut borrowed = Vec::new();
     for array in &arrays {
@@ -200,12 +258,23 @@ fn set_state<E: Number>(streams: &mut layer::Frozen<E>, state: &Bound<'_, PyAny>
         }
         borrowed.push(borrow::<E>("state", array.as_any())?);
     }
-    let slices: Vec<&[E]> = borrowed.iter().map(|part| slice("state", part)).collect::<PyResult<_>>()?;
+    let slices: Vec<&[E]> = borrowed
+        .iter()
+        .map(|part| slice("state", part))
+        .collect::<PyResult<_>>()?;
     Ok(streams.set_state(&slices)?)
 }
 
 /// Row numbers: an integer or a sequence of them.
 fn rows_of(rows: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
-    let expected = |_| PyTypeError::new_err(format!("rows: expected integers from 0 to B - 1, got {}", rows.get_type()));
-    rows.extract::<usize>().map(|row| vec![row]).or_else(|_| rows.extract::<Vec<usize>>()).map_err(expected)
+    let expected = |_| {
+        PyTypeError::new_err(format!(
+            "rows: expected integers from 0 to B - 1, got {}",
+            rows.get_type()
+        ))
+    };
+    rows.extract::<usize>()
+        .map(|row| vec![row])
+        .or_else(|_| rows.extract::<Vec<usize>>())
+        .map_err(expected)
 }

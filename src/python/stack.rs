@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use numpy::ndarray::ArrayD;
-use numpy::{Element as NumpyElement, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use numpy::{
+    Element as NumpyElement, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods,
+};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -12,7 +14,9 @@ use super::frozen::{AnyStreams, Frozen};
 use super::{config, detach};
 use crate::cell::Update;
 use crate::error::{Error, Result, shape_text};
-use crate::layer::{self, BackwardOptions, CellKind, Config, Execution, ForwardOptions, Input, Masks, Merge};
+use crate::layer::{
+    self, BackwardOptions, CellKind, Config, Execution, ForwardOptions, Input, Masks, Merge,
+};
 use crate::parallel::Watch;
 use crate::simd::Element;
 
@@ -32,7 +36,11 @@ pub(crate) enum AnyTape {
 
 impl Number for f32 {
     fn tape_of(tape: &AnyTape) -> Option<&layer::Tape<Self>> {
-        if let AnyTape::F32(tape) = tape { Some(tape) } else { None }
+        if let AnyTape::F32(tape) = tape {
+            Some(tape)
+        } else {
+            None
+        }
     }
 
     fn any_tape(tape: layer::Tape<Self>) -> AnyTape {
@@ -42,7 +50,11 @@ impl Number for f32 {
 
 impl Number for f64 {
     fn tape_of(tape: &AnyTape) -> Option<&layer::Tape<Self>> {
-        if let AnyTape::F64(tape) = tape { Some(tape) } else { None }
+        if let AnyTape::F64(tape) = tape {
+            Some(tape)
+        } else {
+            None
+        }
     }
 
     fn any_tape(tape: layer::Tape<Self>) -> AnyTape {
@@ -74,7 +86,12 @@ impl Tape {
 }
 
 type StateGrads<'py> = Option<Vec<Bound<'py, PyTuple>>>;
-type BackwardResult<'py> = (Bound<'py, PyAny>, Bound<'py, PyTuple>, Vec<Bound<'py, PyAny>>, StateGrads<'py>);
+type BackwardResult<'py> = (
+    Bound<'py, PyAny>,
+    Bound<'py, PyTuple>,
+    Vec<Bound<'py, PyAny>>,
+    StateGrads<'py>,
+);
 
 #[pymethods]
 impl Stack {
@@ -97,15 +114,44 @@ impl Stack {
         reset_after: bool,
         update_gate: &str,
     ) -> PyResult<Self> {
-        let update = choice("update_gate", update_gate, &[("keep", Update::Keep), ("write", Update::Write)])?;
-        let relu = choice("nonlinearity", nonlinearity, &[("tanh", false), ("relu", true)])?;
-        let cell = choice("cell", cell, &[
-            ("rnn", CellKind::Rnn { relu }),
-            ("lstm", CellKind::Lstm),
-            ("gru", CellKind::Gru { reset_after, update }),
-            ("mgu", CellKind::Mgu { reset_after, update }),
-        ])?;
-        let merges = [("concat", Merge::Concat), ("sum", Merge::Sum), ("mean", Merge::Mean), ("mul", Merge::Mul)];
+        let update = choice(
+            "update_gate",
+            update_gate,
+            &[("keep", Update::Keep), ("write", Update::Write)],
+        )?;
+        let relu = choice(
+            "nonlinearity",
+            nonlinearity,
+            &[("tanh", false), ("relu", true)],
+        )?;
+        let cell = choice(
+            "cell",
+            cell,
+            &[
+                ("rnn", CellKind::Rnn { relu }),
+                ("lstm", CellKind::Lstm),
+                (
+                    "gru",
+                    CellKind::Gru {
+                        reset_after,
+                        update,
+                    },
+                ),
+                (
+                    "mgu",
+                    CellKind::Mgu {
+                        reset_after,
+                        update,
+                    },
+                ),
+            ],
+        )?;
+        let merges = [
+            ("concat", Merge::Concat),
+            ("sum", Merge::Sum),
+            ("mean", Merge::Mean),
+            ("mul", Merge::Mul),
+        ];
         let config = Config {
             cell,
             input: input_size,
@@ -118,7 +164,10 @@ impl Stack {
             recurrent_dropout,
         };
         let double = choice("dtype", dtype, &[("float32", false), ("float64", true)])?;
-        Ok(Self { stack: layer::Stack::new(config)?, double })
+        Ok(Self {
+            stack: layer::Stack::new(config)?,
+            double,
+        })
     }
 
     /// (y, state, tape or None).
@@ -136,7 +185,11 @@ impl Stack {
         checkpoint: Option<usize>,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>, Option<Tape>)> {
         let masks = masks.map(|(seed, call)| Masks { seed, call });
-        let options = ForwardOptions { training, masks, checkpoint };
+        let options = ForwardOptions {
+            training,
+            masks,
+            checkpoint,
+        };
         if self.double {
             self.forward_as::<f64>(py, &params, x, state, lengths, batch_first, options)
         } else {
@@ -163,12 +216,27 @@ impl Stack {
     }
 
     /// Every gate's activations, by layer and direction, by gate.
-    fn gates<'py>(&self, py: Python<'py>, params: Vec<Bound<'py, PyAny>>, tape: &Tape) -> PyResult<Bound<'py, PyDict>> {
-        if self.double { self.gates_as::<f64>(py, &params, tape) } else { self.gates_as::<f32>(py, &params, tape) }
+    fn gates<'py>(
+        &self,
+        py: Python<'py>,
+        params: Vec<Bound<'py, PyAny>>,
+        tape: &Tape,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        if self.double {
+            self.gates_as::<f64>(py, &params, tape)
+        } else {
+            self.gates_as::<f32>(py, &params, tape)
+        }
     }
 
     /// A packed snapshot of the weights, with a state of its own.
-    fn freeze(&self, py: Python<'_>, params: Vec<Bound<'_, PyAny>>, batch_size: usize, batch_first: bool) -> PyResult<Frozen> {
+    fn freeze(
+        &self,
+        py: Python<'_>,
+        params: Vec<Bound<'_, PyAny>>,
+        batch_size: usize,
+        batch_first: bool,
+    ) -> PyResult<Frozen> {
         let streams = if self.double {
             AnyStreams::F64(self.freeze_as(py, &params, batch_size)?)
         } else {
@@ -192,21 +260,38 @@ impl Stack {
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>, Option<Tape>)> {
         let (params, x) = (self.borrow_params::<E>(params)?, borrow::<E>("x", x)?);
         let &[first, second, features] = x.shape() else {
-            return Err(PyValueError::new_err(format!("x: expected 3 dimensions, got shape {}", shape_text(x.shape()))));
+            return Err(PyValueError::new_err(format!(
+                "x: expected 3 dimensions, got shape {}",
+                shape_text(x.shape())
+            )));
         };
-        let (time, batch) = if batch_first { (second, first) } else { (first, second) };
+        let (time, batch) = if batch_first {
+            (second, first)
+        } else {
+            (first, second)
+        };
         let state = match state {
             None => None,
             Some(parts) => {
-                let named = parts.iter().enumerate().map(|(k, part)| self.borrow_state("state", k, part, batch));
+                let named = parts
+                    .iter()
+                    .enumerate()
+                    .map(|(k, part)| self.borrow_state("state", k, part, batch));
                 Some(named.collect::<PyResult<Vec<_>>>()?)
             }
         };
-        let lengths = lengths.map(|lengths| borrow::<i64>("lengths", lengths)).transpose()?;
+        let lengths = lengths
+            .map(|lengths| borrow::<i64>("lengths", lengths))
+            .transpose()?;
         if let Some(lengths) = &lengths
             && lengths.shape().len() != 1
         {
-            return Err(Error::shape("lengths", format!("(B,) = ({batch},)"), shape_text(lengths.shape())).into());
+            return Err(Error::shape(
+                "lengths",
+                format!("(B,) = ({batch},)"),
+                shape_text(lengths.shape()),
+            )
+            .into());
         }
         let slices_of_params = slices(&params)?;
         let slices_of_state = state.as_deref().map(slices).transpose()?;
@@ -214,16 +299,33 @@ impl Stack {
             values: slice("x", &x)?,
             shape: [first, second, features],
             batch_first,
-            lengths: lengths.as_ref().map(|lengths| slice("lengths", lengths)).transpose()?,
+            lengths: lengths
+                .as_ref()
+                .map(|lengths| slice("lengths", lengths))
+                .transpose()?,
         };
         let output = detach(py, |interrupt| {
             let poll = || interrupt.requested();
-            self.stack.forward(&execution(&poll), &slices_of_params, input, slices_of_state.as_deref(), options)
+            self.stack.forward(
+                &execution(&poll),
+                &slices_of_params,
+                input,
+                slices_of_state.as_deref(),
+                options,
+            )
         })?;
         let width = self.stack.config().output();
-        let shape = if batch_first { [batch, time, width] } else { [time, batch, width] };
+        let shape = if batch_first {
+            [batch, time, width]
+        } else {
+            [time, batch, width]
+        };
         let tape = output.tape.map(|tape| Tape(Arc::new(E::any_tape(tape))));
-        Ok((array(py, output.y, &shape)?, self.state_tuple(py, output.state, batch)?, tape))
+        Ok((
+            array(py, output.y, &shape)?,
+            self.state_tuple(py, output.state, batch)?,
+            tape,
+        ))
     }
 
     fn backward_as<'py, E: Number>(
@@ -239,21 +341,42 @@ impl Stack {
         let kept = tape_of::<E>(tape)?;
         let ((time, batch), batch_first) = (kept.sizes(), kept.is_batch_first());
         let config = self.stack.config();
-        let laid_out = |width: usize| if batch_first { [batch, time, width] } else { [time, batch, width] };
-        let dy = dy.map(|dy| borrow_shaped::<E>("dy", dy, &laid_out(config.output()), "T, B, M")).transpose()?;
+        let laid_out = |width: usize| {
+            if batch_first {
+                [batch, time, width]
+            } else {
+                [time, batch, width]
+            }
+        };
+        let dy = dy
+            .map(|dy| borrow_shaped::<E>("dy", dy, &laid_out(config.output()), "T, B, M"))
+            .transpose()?;
         let dstate: Vec<Option<PyReadonlyArrayDyn<'_, E>>> = dstate
             .unwrap_or_default()
             .iter()
             .enumerate()
-            .map(|(k, part)| part.as_ref().map(|part| self.borrow_state("dstate", k, part, batch)).transpose())
+            .map(|(k, part)| {
+                part.as_ref()
+                    .map(|part| self.borrow_state("dstate", k, part, batch))
+                    .transpose()
+            })
             .collect::<PyResult<_>>()?;
         let slices_of_params = slices(&params)?;
         let dy = dy.as_ref().map(|dy| slice("dy", dy)).transpose()?;
-        let dstate: Vec<Option<&[E]>> =
-            dstate.iter().map(|part| part.as_ref().map(|part| slice("dstate", part)).transpose()).collect::<PyResult<_>>()?;
+        let dstate: Vec<Option<&[E]>> = dstate
+            .iter()
+            .map(|part| part.as_ref().map(|part| slice("dstate", part)).transpose())
+            .collect::<PyResult<_>>()?;
         let gradients = detach(py, |interrupt| {
             let poll = || interrupt.requested();
-            self.stack.backward(&execution(&poll), &slices_of_params, kept, dy, &dstate, options)
+            self.stack.backward(
+                &execution(&poll),
+                &slices_of_params,
+                kept,
+                dy,
+                &dstate,
+                options,
+            )
         })?;
         let dparams: Vec<_> = gradients
             .params
@@ -266,7 +389,10 @@ impl Stack {
             .state_grads
             .into_iter()
             .map(|(h, c)| {
-                let members: Vec<_> = std::iter::once(h).chain(c).map(|part| array(py, part, &shape)).collect::<PyResult<_>>()?;
+                let members: Vec<_> = std::iter::once(h)
+                    .chain(c)
+                    .map(|part| array(py, part, &shape))
+                    .collect::<PyResult<_>>()?;
                 PyTuple::new(py, members)
             })
             .collect::<PyResult<_>>()?;
@@ -292,7 +418,11 @@ impl Stack {
             self.stack.gates(&execution(&poll), &slices_of_params, kept)
         })?;
         let (config, (time, batch)) = (self.stack.config(), kept.sizes());
-        let shape = if kept.is_batch_first() { [batch, time, config.hidden] } else { [time, batch, config.hidden] };
+        let shape = if kept.is_batch_first() {
+            [batch, time, config.hidden]
+        } else {
+            [time, batch, config.hidden]
+        };
         let all = PyDict::new(py);
         for (index, direction) in gates.into_iter().enumerate() {
             let named = PyDict::new(py);
@@ -305,7 +435,12 @@ impl Stack {
         Ok(all)
     }
 
-    fn freeze_as<E: Number>(&self, py: Python<'_>, params: &[Bound<'_, PyAny>], batch: usize) -> PyResult<layer::Frozen<E>> {
+    fn freeze_as<E: Number>(
+        &self,
+        py: Python<'_>,
+        params: &[Bound<'_, PyAny>],
+        batch: usize,
+    ) -> PyResult<layer::Frozen<E>> {
         let params = self.borrow_params::<E>(params)?;
         let slices = slices(&params)?;
         detach(py, |interrupt| {
@@ -314,8 +449,15 @@ impl Stack {
         })
     }
 
-    fn borrow_params<'py, E: Number>(&self, params: &[Bound<'py, PyAny>]) -> PyResult<Vec<PyReadonlyArrayDyn<'py, E>>> {
-        params.iter().enumerate().map(|(k, param)| borrow(&format!("params[{k}]"), param)).collect()
+    fn borrow_params<'py, E: Number>(
+        &self,
+        params: &[Bound<'py, PyAny>],
+    ) -> PyResult<Vec<PyReadonlyArrayDyn<'py, E>>> {
+        params
+            .iter()
+            .enumerate()
+            .map(|(k, param)| borrow(&format!("params[{k}]"), param))
+            .collect()
     }
 
     /// One member of a state, (L*D, B, H).
@@ -331,25 +473,48 @@ impl Stack {
         borrow_shaped(&format!("{name}[{member}]"), part, &shape, "L*D, B, H")
     }
 
-    fn state_tuple<'py, E: Number>(&self, py: Python<'py>, state: Vec<Vec<E>>, batch: usize) -> PyResult<Bound<'py, PyTuple>> {
+    fn state_tuple<'py, E: Number>(
+        &self,
+        py: Python<'py>,
+        state: Vec<Vec<E>>,
+        batch: usize,
+    ) -> PyResult<Bound<'py, PyTuple>> {
         let config = self.stack.config();
         let shape = [config.layers * config.directions(), batch, config.hidden];
-        let members: Vec<_> = state.into_iter().map(|part| array(py, part, &shape)).collect::<PyResult<_>>()?;
+        let members: Vec<_> = state
+            .into_iter()
+            .map(|part| array(py, part, &shape))
+            .collect::<PyResult<_>>()?;
         PyTuple::new(py, members)
     }
 }
 
 /// How a call from Python computes.
 pub(crate) fn execution<'a>(poll: &'a dyn Fn() -> bool) -> Execution<'a> {
-    Execution { level: config::level(), threads: config::threads(), watch: Watch::new(poll) }
+    Execution {
+        level: config::level(),
+        threads: config::threads(),
+        watch: Watch::new(poll),
+    }
 }
 
 /// One of some words.
 fn choice<T: Copy>(argument: &str, word: &str, choices: &[(&str, T)]) -> Result<T> {
-    choices.iter().find(|(name, _)| *name == word).map(|&(_, value)| value).ok_or_else(|| {
-        let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
-        Error::value(argument, format!("one of {}", names.join(", ")), format!("{word:?}"))
-    })
+    choices
+        .iter()
+        .find(|(name, _)| *name == word)
+        .map(|&(_, value)| value)
+        .ok_or_else(|| {
+            let names: Vec<String> = choices
+                .iter()
+                .map(|(name, _)| format!("{name:?}"))
+                .collect();
+            Error::value(
+                argument,
+                format!("one of {}", names.join(", ")),
+                format!("{word:?}"),
+            )
+        })
 }
 
 fn tape_of<E: Number>(tape: &Tape) -> PyResult<&layer::Tape<E>> {
@@ -357,15 +522,39 @@ fn tape_of<E: Number>(tape: &Tape) -> PyResult<&layer::Tape<E>> {
 }
 
 /// A C-contiguous array of the right elements, borrowed for reading.
-pub(crate) fn borrow<'py, E: NumpyElement>(name: &str, array: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArrayDyn<'py, E>> {
+pub(crate) fn borrow<'py, E: NumpyElement>(
+    name: &str,
+    array: &Bound<'py, PyAny>,
+) -> PyResult<PyReadonlyArrayDyn<'py, E>> {
     let typed = array.cast::<PyArrayDyn<E>>().map_err(|_| {
-        let got = array.getattr("dtype").map_or_else(|_| array.get_type().to_string(), |dtype| dtype.to_string());
-        PyTypeError::new_err(format!("{name}: expected an array of {}, got {got}", E::get_dtype(array.py())))
+        let got = array
+            .getattr("dtype")
+            .map_or_else(|_| array.get_type().to_string(), |dtype| dtype.to_string());
+        PyTypeError::new_err(format!(
+            "{name}: expected an array of {}, got {got}",
+            E::get_dtype(array.py())
+        ))
     })?;
-    if !typed.is_c_contiguous() {
-        return Err(PyValueError::new_err(format!("{name}: expected a C-contiguous array")));
+    if !is_plain(typed) {
+        return Err(not_plain(name));
     }
-    typed.try_readonly().map_err(|_| PyValueError::new_err(format!("{name}: the array is being written to")))
+    typed.try_readonly().map_err(|_| {
+        PyValueError::new_err(format!(
+            "{name}: expected an array that nobody writes to, got one in use"
+        ))
+    })
+}
+
+/// Whether the values lie one after the other, each where its type wants it.
+pub(crate) fn is_plain<E: NumpyElement>(array: &Bound<'_, PyArrayDyn<E>>) -> bool {
+    array.is_c_contiguous() && array.data().is_aligned()
+}
+
+/// The error for an array that is not.
+pub(crate) fn not_plain(name: &str) -> PyErr {
+    PyValueError::new_err(format!(
+        "{name}: expected a C-contiguous aligned array, got another layout"
+    ))
 }
 
 /// [`borrow`], of a given shape.
@@ -384,8 +573,11 @@ fn borrow_shaped<'py, E: NumpyElement>(
 }
 
 /// The values of a borrowed array; C order was checked when it was borrowed.
-pub(crate) fn slice<'a, E: NumpyElement>(name: &str, array: &'a PyReadonlyArrayDyn<'_, E>) -> PyResult<&'a [E]> {
-    array.as_slice().map_err(|_| PyValueError::new_err(format!("{name}: expected a C-contiguous array")))
+pub(crate) fn slice<'a, E: NumpyElement>(
+    name: &str,
+    array: &'a PyReadonlyArrayDyn<'_, E>,
+) -> PyResult<&'a [E]> {
+    array.as_slice().map_err(|_| not_plain(name))
 }
 
 fn slices<'a, E: NumpyElement>(arrays: &'a [PyReadonlyArrayDyn<'_, E>]) -> PyResult<Vec<&'a [E]>> {
@@ -393,8 +585,13 @@ fn slices<'a, E: NumpyElement>(arrays: &'a [PyReadonlyArrayDyn<'_, E>]) -> PyRes
 }
 
 /// A fresh NumPy array that takes over `values`.
-pub(crate) fn array<'py, E: Number>(py: Python<'py>, values: Vec<E>, shape: &[usize]) -> PyResult<Bound<'py, PyAny>> {
-    let shaped = ArrayD::from_shape_vec(shape, values)
-        .map_err(|error| PyValueError::new_err(format!("internal error, please report it: {error}")))?;
+pub(crate) fn array<'py, E: Number>(
+    py: Python<'py>,
+    values: Vec<E>,
+    shape: &[usize],
+) -> PyResult<Bound<'py, PyAny>> {
+    let shaped = ArrayD::from_shape_vec(shape, values).map_err(|error| {
+        PyValueError::new_err(format!("internal error, please report it: {error}"))
+    })?;
     Ok(PyArrayDyn::from_owned_array(py, shaped).into_any())
 }

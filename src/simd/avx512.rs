@@ -211,6 +211,9 @@ macro_rules! avx512 {
 
             #[inline(always)]
             fn enter<K: Kernel<$E>>(self, kernel: K) -> K::Output {
+                // `inline(never)` is not honoured between functions of equal target features (rustc
+                // 1.95), and each caller would swallow every register tile: hide which one it is.
+                let enter: unsafe fn(Self, K) -> K::Output = std::hint::black_box(enter);
                 // SAFETY: the token proves the instructions.
                 unsafe { enter(self, kernel) }
             }
