@@ -13,7 +13,7 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicUsize, Ordering};
 use std::thread::{self, Builder, Thread, ThreadId};
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub struct Watch<'a> {
     poll: Option<&'a dyn Fn() -> bool>,
     caller: ThreadId,
     stopped: AtomicBool,
+    /// Multiply-adds of meters that ended before their next look: short shares must not go unwatched.
+    unwatched: AtomicI64,
 }
 
 // SAFETY: `poll` is called by the thread that made the watch and by no other; the rest is Sync.
@@ -56,6 +58,7 @@ impl<'a> Watch<'a> {
             poll,
             caller: thread::current().id(),
             stopped: AtomicBool::new(false),
+            unwatched: AtomicI64::new(0),
         }
     }
 
@@ -63,9 +66,11 @@ impl<'a> Watch<'a> {
     pub fn check(&self) -> Result<()> {
         if let Some(poll) = self.poll
             && thread::current().id() == self.caller
-            && poll()
         {
-            self.stopped.store(true, Ordering::Relaxed);
+            self.unwatched.store(0, Ordering::Relaxed);
+            if poll() {
+                self.stopped.store(true, Ordering::Relaxed);
+            }
         }
         if self.stopped.load(Ordering::Relaxed) {
             Err(Error::Interrupted)
@@ -76,9 +81,11 @@ impl<'a> Watch<'a> {
 
     /// A meter for one worker, so that it looks at the watch by work done and not by steps.
     pub fn meter(&self) -> Meter<'_> {
+        let left = METER - self.unwatched.load(Ordering::Relaxed).min(METER);
         Meter {
             watch: self,
-            left: Cell::new(METER),
+            left: Cell::new(left),
+            counted: Cell::new(left),
         }
     }
 }
@@ -87,6 +94,8 @@ impl<'a> Watch<'a> {
 pub struct Meter<'w> {
     watch: &'w Watch<'w>,
     left: Cell<i64>,
+    /// What `left` was at the last look.
+    counted: Cell<i64>,
 }
 
 impl Meter<'_> {
@@ -98,7 +107,17 @@ impl Meter<'_> {
             return Ok(());
         }
         self.left.set(METER);
+        self.counted.set(METER);
         self.watch.check()
+    }
+}
+
+impl Drop for Meter<'_> {
+    fn drop(&mut self) {
+        if self.watch.poll.is_some() {
+            let spent = self.counted.get() - self.left.get();
+            self.watch.unwatched.fetch_add(spent, Ordering::Relaxed);
+        }
     }
 }
 

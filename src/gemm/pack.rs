@@ -9,10 +9,7 @@ use crate::error::Result;
 use crate::gemm::kernel::MAX_VECTORS;
 use crate::memory::{Aligned, product};
 use crate::parallel::Team;
-use crate::simd::Element;
-
-/// Packing reads and writes so many k at a time: the lines written stay in L1 meanwhile. A guess.
-const K_BLOCK: usize = 32;
+use crate::simd::{Element, Kernel, Level, Simd, Vector};
 
 /// A weight matrix, packed.
 pub struct Panels<E> {
@@ -39,13 +36,14 @@ impl<E: Element> Panels<E> {
     }
 
     /// Packs for forward: `weights` is [gates of the cell * hidden, depth], `gates` are the row blocks
-    /// that belong together, `blocks_per_panel` how many blocks of `lanes` units a panel holds.
+    /// that belong together, `blocks_per_panel` how many blocks of `lanes` units a panel holds; the level
+    /// is the one whose vectors have so many lanes.
     pub fn by_unit(
         team: &Team<'_>,
         weights: &[E],
         gates: &[usize],
         (hidden, depth): (usize, usize),
-        lanes: usize,
+        (level, lanes): (Level, usize),
         blocks_per_panel: usize,
     ) -> Result<Self> {
         let blocks = hidden.div_ceil(lanes);
@@ -61,7 +59,16 @@ impl<E: Element> Panels<E> {
                 let first = gates[vector % gates.len()] * hidden + block * lanes;
                 let rows = lanes.min(hidden - block * lanes);
                 let from = &weights[first * depth..(first + rows) * depth];
-                transpose(from, depth, &mut values[vector * lanes..], vectors * lanes);
+                let to = &mut values[vector * lanes..];
+                E::dispatch(
+                    level,
+                    Transpose {
+                        from,
+                        depth,
+                        to,
+                        stride: vectors * lanes,
+                    },
+                );
             }
         })?;
         Ok(panels)
@@ -163,13 +170,52 @@ impl<E: Element> Panels<E> {
     }
 }
 
-/// `to[k * stride + row] = from[row * depth + k]`.
-fn transpose<E: Element>(from: &[E], depth: usize, to: &mut [E], stride: usize) {
-    for begin in (0..depth).step_by(K_BLOCK) {
-        let end = (begin + K_BLOCK).min(depth);
-        for (lane, row) in from.chunks_exact(depth).enumerate() {
-            for (k, &value) in (begin..end).zip(&row[begin..end]) {
-                to[k * stride + lane] = value;
+/// `to[k * stride + row] = from[row * depth + k]`, for as many rows as a vector has lanes at most.
+struct Transpose<'a, E> {
+    /// [rows, depth]
+    from: &'a [E],
+    depth: usize,
+    /// [depth, LANES], rows `stride` apart; lanes beyond the rows are left alone.
+    to: &'a mut [E],
+    stride: usize,
+}
+
+/// The most lanes a vector has.
+const MAX_LANES: usize = 16;
+
+impl<E: Element> Kernel<E> for Transpose<'_, E> {
+    type Output = ();
+
+    /// Squares of LANES x LANES in registers. Interleaving the upper half of the rows with the lower
+    /// one moves one bit of the row number into the lane number; after all bits the square is turned.
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) {
+        let rows = self.from.len() / self.depth;
+        let squares = if rows == S::LANES {
+            self.depth / S::LANES * S::LANES
+        } else {
+            0
+        };
+        for begin in (0..squares).step_by(S::LANES) {
+            let mut square = [s.splat(E::ZERO); MAX_LANES];
+            for row in 0..S::LANES {
+                square[row] = s.load(&self.from[row * self.depth + begin..]);
+            }
+            for _ in 0..S::LANES.ilog2() {
+                let mut turned = square;
+                for row in 0..S::LANES / 2 {
+                    (turned[2 * row], turned[2 * row + 1]) =
+                        square[row].interleave(square[row + S::LANES / 2]);
+                }
+                square = turned;
+            }
+            for k in 0..S::LANES {
+                square[k].store(&mut self.to[(begin + k) * self.stride..]);
+            }
+        }
+        for (lane, row) in self.from.chunks_exact(self.depth).enumerate() {
+            for k in squares..self.depth {
+                self.to[k * self.stride + lane] = row[k];
             }
         }
     }
@@ -189,12 +235,19 @@ mod tests {
     fn units_of_all_gates_stand_side_by_side() {
         let watch = Watch::unattended();
         let team = Team::assemble(1, &watch);
-        let (hidden, depth, lanes) = (6, 3, 4);
+        let level = Level::named("portable").unwrap();
+        let (hidden, depth, lanes) = (6, 9, 4);
         let weights = matrix(2 * hidden, depth);
         for per_panel in [1, 2] {
-            let panels =
-                Panels::by_unit(&team, &weights, &[1, 0], (hidden, depth), lanes, per_panel)
-                    .unwrap();
+            let panels = Panels::by_unit(
+                &team,
+                &weights,
+                &[1, 0],
+                (hidden, depth),
+                (level, lanes),
+                per_panel,
+            )
+            .unwrap();
             assert_eq!(panels.count(), 2usize.div_ceil(per_panel));
             for unit in 0..hidden.next_multiple_of(lanes) {
                 for (g, gate) in [1, 0].into_iter().enumerate() {

@@ -28,14 +28,25 @@ pub struct Layout<'a> {
 }
 
 impl Layout<'_> {
+    /// # Panics
+    /// When there is no such number.
     fn row_len(&self) -> usize {
-        self.slots * self.width
+        self.slots
+            .checked_mul(self.width)
+            .expect("a row fits the address space")
     }
 
-    /// The row of the table at which row `r` of step `t` lies.
+    /// The row of the table at which rows `rows` of step `t` begin. No sum here wraps around, whatever
+    /// the arguments: each is held against a difference first.
+    ///
+    /// # Panics
+    /// When the table has no such step, or the step no such rows.
     #[inline(always)]
-    fn row(&self, t: usize, r: usize) -> usize {
-        self.schedule.offsets()[t] - self.schedule.offsets()[self.first_step] + r
+    fn first_row(&self, t: usize, rows: &Range<usize>) -> usize {
+        let offsets = self.schedule.offsets();
+        let active = offsets[t + 1] - offsets[t];
+        assert!(self.first_step <= t && rows.start <= rows.end && rows.end <= active);
+        offsets[t] - offsets[self.first_step] + rows.start
     }
 }
 
@@ -44,10 +55,10 @@ pub struct Field<'a, E> {
     base: *mut E,
     rows_held: usize,
     layout: Layout<'a>,
+    row_len: usize,
     rows: Range<usize>,
+    /// Callers count columns from the first of these.
     columns: Range<usize>,
-    /// The column that callers call 0.
-    origin: usize,
     owner: PhantomData<&'a mut [E]>,
 }
 
@@ -60,14 +71,15 @@ impl<'a, E: Element> Field<'a, E> {
     /// # Panics
     /// When `values` is not a whole number of rows.
     pub fn new(values: &'a mut [E], layout: Layout<'a>) -> Self {
-        assert!(layout.row_len() > 0 && values.len().is_multiple_of(layout.row_len()));
+        let row_len = layout.row_len();
+        assert!(row_len > 0 && values.len().is_multiple_of(row_len));
         Self {
             base: values.as_mut_ptr(),
-            rows_held: values.len() / layout.row_len(),
+            rows_held: values.len() / row_len,
             layout,
+            row_len,
             rows: 0..usize::MAX,
             columns: 0..layout.width,
-            origin: 0,
             owner: PhantomData,
         }
     }
@@ -89,7 +101,7 @@ impl<'a, E: Element> Field<'a, E> {
 
     /// The columns before `at` and the columns from it on; the second part counts its own from 0.
     pub fn split_columns(self, at: usize) -> (Self, Self) {
-        let at = (self.origin + at).clamp(self.columns.start, self.columns.end);
+        let at = self.columns.start + at.min(self.columns.len());
         let left = Self {
             columns: self.columns.start..at,
             rows: self.rows.clone(),
@@ -97,7 +109,6 @@ impl<'a, E: Element> Field<'a, E> {
         };
         let right = Self {
             columns: at..self.columns.end,
-            origin: at,
             ..self
         };
         (left, right)
@@ -108,20 +119,22 @@ impl<'a, E: Element> Field<'a, E> {
     /// # Panics
     /// When that reaches beyond what this field owns.
     pub fn rows(&self, t: usize, rows: Range<usize>) -> &[E] {
-        assert!(
-            self.rows.start <= rows.start && rows.start <= rows.end && rows.end <= self.rows.end
-        );
         assert!(self.columns == (0..self.layout.width));
-        let (first, count) = (self.layout.row(t, rows.start), rows.end - rows.start);
-        assert!(
-            first + count <= self.rows_held
-                && self.layout.row(t, rows.end) <= self.layout.row(t + 1, 0)
-        );
+        let first = self.first_row(t, &rows);
         // SAFETY: these rows were just held against the table's size, and are this field's alone.
         unsafe {
-            let from = self.base.add(first * self.layout.row_len());
-            std::slice::from_raw_parts(from, count * self.layout.row_len())
+            let from = self.base.add(first * self.row_len);
+            std::slice::from_raw_parts(from, rows.len() * self.row_len)
         }
+    }
+
+    /// The row of the table at which rows `rows` of step `t` begin, all of them this field's own.
+    #[inline(always)]
+    fn first_row(&self, t: usize, rows: &Range<usize>) -> usize {
+        assert!(self.rows.start <= rows.start && rows.end <= self.rows.end);
+        let first = self.layout.first_row(t, rows);
+        assert!(first + rows.len() <= self.rows_held);
+        first
     }
 
     /// Rows `rows` of step `t`, `width` columns from `column` on, every slot.
@@ -136,24 +149,20 @@ impl<'a, E: Element> Field<'a, E> {
         column: usize,
         width: usize,
     ) -> Block<'_, E> {
-        let column = self.origin + column;
-        assert!(self.rows.start <= rows.start && rows.end <= self.rows.end);
-        assert!(self.columns.start <= column && column + width <= self.columns.end);
-        let first = self.layout.row(t, rows.start);
-        let count = rows.end - rows.start;
-        assert!(
-            first + count <= self.rows_held
-                && self.layout.row(t, rows.end) <= self.layout.row(t + 1, 0)
-        );
-        let row_stride = self.layout.row_len();
+        assert!(column <= self.columns.len() && width <= self.columns.len() - column);
+        let first = self.first_row(t, &rows);
+        let row_stride = self.row_len;
         // SAFETY: row and column were just held against the table's size.
-        let base = unsafe { self.base.add(first * row_stride + column) };
+        let base = unsafe {
+            self.base
+                .add(first * row_stride + self.columns.start + column)
+        };
         let slots = self.layout.slots;
         Block {
             base,
             row_stride,
             slot_stride: self.layout.width,
-            rows: count,
+            rows: rows.len(),
             slots,
             width,
             owner: PhantomData,
@@ -165,23 +174,36 @@ impl<'a, E: Element> Field<'a, E> {
 #[derive(Clone, Copy)]
 pub struct Table<'a, E> {
     values: &'a [E],
+    rows_held: usize,
     layout: Layout<'a>,
+    row_len: usize,
     /// The column that callers call 0.
     origin: usize,
 }
 
 impl<'a, E: Element> Table<'a, E> {
     /// The whole of `values`.
+    ///
+    /// # Panics
+    /// When a row has no values.
     pub fn new(values: &'a [E], layout: Layout<'a>) -> Self {
+        let row_len = layout.row_len();
+        assert!(row_len > 0);
         Self {
             values,
+            rows_held: values.len() / row_len,
             layout,
+            row_len,
             origin: 0,
         }
     }
 
     /// The same table, its columns counted from `origin`.
+    ///
+    /// # Panics
+    /// When there is no such column.
     pub fn from_column(self, origin: usize) -> Self {
+        assert!(origin <= self.layout.width);
         Self { origin, ..self }
     }
 
@@ -197,22 +219,22 @@ impl<'a, E: Element> Table<'a, E> {
         column: usize,
         width: usize,
     ) -> ReadBlock<'a, E> {
-        let column = self.origin + column;
-        let row_stride = self.layout.row_len();
-        let first = self.layout.row(t, rows.start);
-        let count = rows.end - rows.start;
-        assert!(
-            column + width <= self.layout.width
-                && (first + count) * row_stride <= self.values.len()
-        );
+        let room = self.layout.width - self.origin;
+        assert!(column <= room && width <= room - column);
+        let (first, row_stride) = (self.layout.first_row(t, &rows), self.row_len);
+        assert!(first + rows.len() <= self.rows_held);
         let (slot_stride, slots) = (self.layout.width, self.layout.slots);
         // SAFETY: row and column were just held against the table's size.
-        let base = unsafe { self.values.as_ptr().add(first * row_stride + column) };
+        let base = unsafe {
+            self.values
+                .as_ptr()
+                .add(first * row_stride + self.origin + column)
+        };
         ReadBlock {
             base,
             row_stride,
             slot_stride,
-            rows: count,
+            rows: rows.len(),
             slots,
             width,
             owner: PhantomData,

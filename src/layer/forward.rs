@@ -152,19 +152,45 @@ struct Tiling {
     rows: usize,
     /// Blocks of units in a full panel.
     blocks: usize,
+    /// Panels, and blocks of units in the last one.
+    panels: usize,
+    last_blocks: usize,
     /// Panels that a single row takes at once.
     at_once: usize,
 }
 
 impl Tiling {
-    fn of(spec: &Spec, registers: usize) -> Self {
+    fn of(spec: &Spec, registers: usize, lanes: usize, hidden: usize) -> Self {
         let blocks = blocks_per_panel(spec, registers);
         let widest = spec.widest_product() * blocks;
+        let all = hidden.div_ceil(lanes);
+        let panels = all.div_ceil(blocks);
         Self {
             rows: max_rows(registers, widest),
             blocks,
+            panels,
+            last_blocks: all - (panels - 1) * blocks,
             at_once: panels_at_once(widest),
         }
+    }
+
+    /// The panels that a tile beginning at `panel` takes: one, or for a single row several of one width.
+    #[inline(always)]
+    fn group(&self, panel: usize, rows: usize) -> (Range<usize>, usize) {
+        if panel + 1 == self.panels {
+            return (panel..self.panels, self.last_blocks);
+        }
+        let full = if self.last_blocks == self.blocks {
+            self.panels
+        } else {
+            self.panels - 1
+        };
+        let end = if rows == 1 {
+            (panel + self.at_once).min(full)
+        } else {
+            panel + 1
+        };
+        (panel..end, self.blocks)
     }
 }
 
@@ -182,6 +208,8 @@ struct Step {
 struct Tile {
     rows: Range<usize>,
     panels: Range<usize>,
+    /// Blocks of units in each of the panels.
+    blocks: usize,
 }
 
 impl<E: Element> Kernel<E> for ForwardShare<'_, E> {
@@ -189,7 +217,7 @@ impl<E: Element> Kernel<E> for ForwardShare<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd<E>>(mut self, s: S) -> Result<()> {
-        let tiling = Tiling::of(&self.spec, S::REGISTERS);
+        let tiling = Tiling::of(&self.spec, S::REGISTERS, S::LANES, self.hidden);
         self.load_operand(s);
         let units = self.hidden.next_multiple_of(S::LANES * tiling.blocks);
         let capacity = chunk_rows(&self.spec, self.rows.len(), self.schedule.steps(), units);
@@ -283,10 +311,13 @@ impl<E: Element> ForwardShare<'_, E> {
             before += total * width;
             for tile in tiles(total, max_rows(S::REGISTERS, vectors)) {
                 let sums = &mut sums[tile.start * width..];
-                for (r, b, slot) in indices(tile.len(), blocks, self.spec.input) {
-                    let bias = bias_of(self.spec.slots, lanes, panel * tiling.blocks + b, slot);
-                    s.load(&self.weights.bias[bias..])
-                        .store(&mut sums[((r * blocks + b) * self.spec.input + slot) * lanes..]);
+                for r in 0..tile.len() {
+                    for b in 0..blocks {
+                        let bias = (panel * tiling.blocks + b) * self.spec.slots * lanes;
+                        let to = (r * blocks + b) * self.spec.input * lanes;
+                        let len = self.spec.input * lanes;
+                        sums[to..to + len].copy_from_slice(&self.weights.bias[bias..bias + len]);
+                    }
                 }
                 let a = Rows {
                     values: &self.space.chunk_input[tile.start * features..],
@@ -317,116 +348,91 @@ impl<E: Element> ForwardShare<'_, E> {
     #[inline(always)]
     fn step<S: Simd<E>>(&mut self, s: S, tiling: Tiling, step: Step) -> Result<()> {
         let work = self.features + self.hidden;
-        for tile in self.tiles_of(tiling, step.rows, &self.weights.recurrent) {
-            self.begin_sums(s, tiling, step, &tile);
-            if step.ahead.is_none() {
-                self.add_input(s, tiling, step, &tile);
+        let mut panel = 0;
+        while panel < tiling.panels {
+            let (panels, blocks) = tiling.group(panel, step.rows);
+            panel = panels.end;
+            for rows in tiles(step.rows, tiling.rows) {
+                let tile = Tile {
+                    rows,
+                    panels: panels.clone(),
+                    blocks,
+                };
+                self.begin_sums(s, tiling, step, &tile);
+                if step.ahead.is_none() {
+                    self.add_input(s, step, &tile);
+                }
+                self.add_recurrent(s, &tile);
+                if self.spec.has_reset_stage() {
+                    self.reset_gates(s, &tile);
+                } else {
+                    self.finish(s, tiling, step, &tile);
+                }
             }
-            self.add_recurrent(s, tiling, &tile);
-            if self.spec.has_reset_stage() {
-                self.reset_gates(s, &tile);
-            } else {
-                self.finish(s, tiling, step, &tile);
-            }
-            self.meter.spend(
-                tile.rows.len()
-                    * tile.panels.len()
-                    * tiling.blocks
-                    * self.spec.slots
-                    * S::LANES
-                    * work,
-            )?;
+            self.meter
+                .spend(step.rows * panels.len() * blocks * self.spec.slots * S::LANES * work)?;
         }
         if let Some(candidate) = &self.weights.candidate {
-            for tile in self.tiles_of(tiling, step.rows, candidate) {
-                self.resume_sums(s, &tile);
-                self.add_candidate(s, candidate, &tile);
-                self.finish(s, tiling, step, &tile);
+            panel = 0;
+            while panel < tiling.panels {
+                let (panels, blocks) = tiling.group(panel, step.rows);
+                panel = panels.end;
+                for rows in tiles(step.rows, tiling.rows) {
+                    let tile = Tile {
+                        rows,
+                        panels: panels.clone(),
+                        blocks,
+                    };
+                    self.resume_sums(s, &tile);
+                    self.add_candidate(s, candidate, &tile);
+                    self.finish(s, tiling, step, &tile);
+                }
                 self.meter
-                    .spend(tile.rows.len() * tile.panels.len() * S::LANES * self.hidden)?;
+                    .spend(step.rows * panels.len() * S::LANES * self.hidden)?;
             }
         }
         self.space.operand.swap(0, 1);
         Ok(())
     }
 
-    /// The tiles of a step: panel by panel, every row; a single row takes several panels of one width.
-    #[inline(always)]
-    fn tiles_of(
-        &self,
-        tiling: Tiling,
-        rows: usize,
-        panels: &Panels<E>,
-    ) -> impl Iterator<Item = Tile> + use<E> {
-        let count = panels.count();
-        let full = if panels.vectors(count - 1) == panels.vectors(0) {
-            count
-        } else {
-            count - 1
-        };
-        let at_once = if rows == 1 { tiling.at_once } else { 1 };
-        let mut panel = 0;
-        std::iter::from_fn(move || {
-            (panel < count).then(|| {
-                let end = if panel < full {
-                    (panel + at_once).min(full)
-                } else {
-                    count
-                };
-                std::mem::replace(&mut panel, end)..end
-            })
-        })
-        .flat_map(move |panels| {
-            tiles(rows, tiling.rows).map(move |rows| Tile {
-                rows,
-                panels: panels.clone(),
-            })
-        })
-    }
-
-    /// Blocks of units in a panel.
-    #[inline(always)]
-    fn blocks(&self, panel: usize) -> usize {
-        self.weights.input.vectors(panel) / self.spec.input
-    }
-
     /// Sums begin with the bias, or with the `W x + bias` that was computed ahead.
     #[inline(always)]
     fn begin_sums<S: Simd<E>>(&mut self, s: S, tiling: Tiling, step: Step, tile: &Tile) {
-        let blocks = self.blocks(tile.panels.start);
-        let rows = tile.rows.len();
+        let (slots, input, rows) = (self.spec.slots, self.spec.input, tile.rows.len());
+        let len = tile.blocks * slots * S::LANES;
         for (q, panel) in tile.panels.clone().enumerate() {
-            for (r, b, slot) in indices(rows, blocks, self.spec.slots) {
-                let from = match step.ahead {
-                    Some((first, total)) if slot < self.spec.input => {
-                        let full = tiling.blocks * self.spec.input;
-                        let row = first + tile.rows.start + r;
-                        let at =
-                            (panel * total * full + (row * blocks + b) * self.spec.input + slot)
-                                * S::LANES;
-                        s.load(&self.space.chunk[at..])
+            let bias = panel * tiling.blocks * slots * S::LANES;
+            let bias = &self.weights.bias[bias..bias + len];
+            for r in 0..rows {
+                let sums = &mut self.space.sums[(q * rows + r) * len..][..len];
+                for at in (0..len).step_by(S::LANES) {
+                    s.load(&bias[at..]).store(&mut sums[at..]);
+                }
+                if let Some((first, total)) = step.ahead {
+                    let row = first + tile.rows.start + r;
+                    let before = panel * total * tiling.blocks + row * tile.blocks;
+                    for b in 0..tile.blocks {
+                        let from = &self.space.chunk[(before + b) * input * S::LANES..];
+                        for slot in 0..input {
+                            let to = &mut sums[(b * slots + slot) * S::LANES..];
+                            s.load(&from[slot * S::LANES..]).store(to);
+                        }
                     }
-                    _ => s.load(
-                        &self.weights.bias
-                            [bias_of(self.spec.slots, S::LANES, panel * tiling.blocks + b, slot)..],
-                    ),
-                };
-                let at = (((q * rows + r) * blocks + b) * self.spec.slots + slot) * S::LANES;
-                from.store(&mut self.space.sums[at..]);
+                }
             }
         }
     }
 
     /// sums += W x_t.
     #[inline(always)]
-    fn add_input<S: Simd<E>>(&mut self, s: S, _tiling: Tiling, step: Step, tile: &Tile) {
+    fn add_input<S: Simd<E>>(&mut self, s: S, step: Step, tile: &Tile) {
         let first = self.schedule.rows(step.t).start + self.rows.start + tile.rows.start;
         let a = Rows {
             values: &self.input[first * self.features..],
             row_stride: self.features,
             depth_stride: 1,
         };
-        let row_len = self.blocks(tile.panels.start) * self.spec.slots * S::LANES;
+        let row_len = tile.blocks * self.spec.slots * S::LANES;
         add_product(
             s,
             &self.weights.input,
@@ -439,8 +445,8 @@ impl<E: Element> ForwardShare<'_, E> {
 
     /// sums += U (m*h').
     #[inline(always)]
-    fn add_recurrent<S: Simd<E>>(&mut self, s: S, _tiling: Tiling, tile: &Tile) {
-        let row_len = self.blocks(tile.panels.start) * self.spec.slots * S::LANES;
+    fn add_recurrent<S: Simd<E>>(&mut self, s: S, tile: &Tile) {
+        let row_len = tile.blocks * self.spec.slots * S::LANES;
         let a = operand_rows(&self.space.operand[0], tile.rows.start, self.hidden);
         let sums = &mut self.space.sums[self.spec.recurrent.0 * S::LANES..];
         add_product(s, &self.weights.recurrent, a, tile, sums, row_len);
@@ -533,7 +539,7 @@ impl<E: Element, C: Cell> Kernel<E> for Finish<'_, '_, E, C> {
 
     #[inline(always)]
     fn run<S: Simd<E>>(mut self, s: S) {
-        let blocks = self.share.blocks(self.tile.panels.start);
+        let blocks = self.tile.blocks;
         for (q, panel) in self.tile.panels.clone().enumerate() {
             for b in 0..blocks {
                 let unit = (panel * self.tiling.blocks + b) * S::LANES;
@@ -642,23 +648,6 @@ impl<E: Element, C: Cell> Finish<'_, '_, E, C> {
 pub fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let count = rows.div_ceil(most);
     (0..count).map(move |k| rows * k / count..rows * (k + 1) / count)
-}
-
-/// All of rows x blocks x slots, slots fastest.
-#[inline(always)]
-fn indices(
-    rows: usize,
-    blocks: usize,
-    slots: usize,
-) -> impl Iterator<Item = (usize, usize, usize)> {
-    (0..rows)
-        .flat_map(move |r| (0..blocks).flat_map(move |b| (0..slots).map(move |slot| (r, b, slot))))
-}
-
-/// Where the packed bias of a block and slot lies.
-#[inline(always)]
-fn bias_of(slots: usize, lanes: usize, block: usize, slot: usize) -> usize {
-    (block * slots + slot) * lanes
 }
 
 /// Rows of an operand [rows, H] from `row` on.

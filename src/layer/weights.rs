@@ -22,6 +22,8 @@ pub struct Params<'a, E> {
 /// What a level's vectors look like, for code that packs but does not compute.
 #[derive(Clone, Copy, Debug)]
 pub struct Lanes {
+    /// The level.
+    pub level: Level,
     /// Values in a vector.
     pub lanes: usize,
     /// Vector registers.
@@ -31,18 +33,19 @@ pub struct Lanes {
 impl Lanes {
     /// Of `level`, for elements E.
     pub fn of<E: Element>(level: Level) -> Self {
-        struct Ask;
+        struct Ask(Level);
         impl<E: Element> Kernel<E> for Ask {
             type Output = Lanes;
             #[inline(always)]
             fn run<S: Simd<E>>(self, _s: S) -> Lanes {
                 Lanes {
+                    level: self.0,
                     lanes: S::LANES,
                     registers: S::REGISTERS,
                 }
             }
         }
-        E::dispatch(level, Ask)
+        E::dispatch(level, Ask(level))
     }
 
     /// Vectors of columns in a panel of a plain product: tiles of 6 x 4 or 6 x 2.
@@ -97,7 +100,7 @@ impl<E: Element> ForwardWeights<E> {
                 weights,
                 &gates_of(spec, slots),
                 (hidden, depth),
-                lanes.lanes,
+                (lanes.level, lanes.lanes),
                 per_panel,
             )
         };

@@ -36,7 +36,7 @@ macro_rules! avx2 {
         $set1:ident, $zero:ident, $loadu:ident, $storeu:ident, $maskload:ident, $maskstore:ident,
         $add:ident, $sub:ident, $mul:ident, $div:ident, $fmadd:ident, $fnmadd:ident,
         $min:ident, $max:ident, $and:ident, $andnot:ident, $or:ident, $xor:ident, $cmp:ident,
-        $to_bits:ident, $from_bits:ident, $shift_left:ident
+        $to_bits:ident, $from_bits:ident, $shift_left:ident, $unpack_low:ident, $unpack_high:ident, $permute:ident
     ) => {
         #[doc = concat!("A vector of ", stringify!($lanes), " `", stringify!($E), "`.")]
         #[derive(Clone, Copy)]
@@ -180,6 +180,19 @@ macro_rules! avx2 {
             }
 
             #[inline(always)]
+            fn interleave(self, other: Self) -> (Self, Self) {
+                // SAFETY: a vector proves the instructions.
+                unsafe {
+                    // Within each half of the register, then the halves into place.
+                    let (low, high) = ($unpack_low(self.0, other.0), $unpack_high(self.0, other.0));
+                    (
+                        Self($permute::<0x20>(low, high)),
+                        Self($permute::<0x31>(low, high)),
+                    )
+                }
+            }
+
+            #[inline(always)]
             unsafe fn store_raw(self, to: *mut $E) {
                 // SAFETY: the caller vouches for room for LANES values.
                 unsafe { $storeu(to, self.0) }
@@ -216,9 +229,6 @@ macro_rules! avx2 {
 
             #[inline(always)]
             fn enter<K: Kernel<$E>>(self, kernel: K) -> K::Output {
-                // `inline(never)` is not honoured between functions of equal target features (rustc
-                // 1.95), and each caller would swallow every register tile: hide which one it is.
-                let enter: unsafe fn(Self, K) -> K::Output = std::hint::black_box(enter);
                 // SAFETY: the token proves the instructions.
                 unsafe { enter(self, kernel) }
             }
@@ -232,7 +242,8 @@ avx2!(
     _mm256_set1_ps, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
     _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps,
     _mm256_min_ps, _mm256_max_ps, _mm256_and_ps, _mm256_andnot_ps, _mm256_or_ps, _mm256_xor_ps, _mm256_cmp_ps,
-    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_slli_epi32
+    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_slli_epi32,
+    _mm256_unpacklo_ps, _mm256_unpackhi_ps, _mm256_permute2f128_ps
 );
 
 #[rustfmt::skip] // one line for each line of the macro's head
@@ -241,5 +252,6 @@ avx2!(
     _mm256_set1_pd, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_maskload_pd, _mm256_maskstore_pd,
     _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd, _mm256_div_pd, _mm256_fmadd_pd, _mm256_fnmadd_pd,
     _mm256_min_pd, _mm256_max_pd, _mm256_and_pd, _mm256_andnot_pd, _mm256_or_pd, _mm256_xor_pd, _mm256_cmp_pd,
-    _mm256_castpd_si256, _mm256_castsi256_pd, _mm256_slli_epi64
+    _mm256_castpd_si256, _mm256_castsi256_pd, _mm256_slli_epi64,
+    _mm256_unpacklo_pd, _mm256_unpackhi_pd, _mm256_permute2f128_pd
 );

@@ -36,7 +36,7 @@ macro_rules! avx512 {
         $set1:ident, $zero:ident, $loadu:ident, $storeu:ident, $maskload:ident, $maskstore:ident,
         $add:ident, $sub:ident, $mul:ident, $div:ident, $fmadd:ident, $fnmadd:ident,
         $min:ident, $max:ident, $and:ident, $andnot:ident, $or:ident, $xor:ident, $cmp:ident, $maskmov:ident,
-        $to_bits:ident, $from_bits:ident, $shift_left:ident
+        $to_bits:ident, $from_bits:ident, $shift_left:ident, $permute:ident, $indices:expr
     ) => {
         #[doc = concat!("A vector of ", stringify!($lanes), " `", stringify!($E), "`.")]
         #[derive(Clone, Copy)]
@@ -175,6 +175,18 @@ macro_rules! avx512 {
             }
 
             #[inline(always)]
+            fn interleave(self, other: Self) -> (Self, Self) {
+                // SAFETY: a vector proves the instructions.
+                unsafe {
+                    let (low, high) = $indices;
+                    (
+                        Self($permute(self.0, low, other.0)),
+                        Self($permute(self.0, high, other.0)),
+                    )
+                }
+            }
+
+            #[inline(always)]
             unsafe fn store_raw(self, to: *mut $E) {
                 // SAFETY: the caller vouches for room for LANES values.
                 unsafe { $storeu(to, self.0) }
@@ -211,9 +223,6 @@ macro_rules! avx512 {
 
             #[inline(always)]
             fn enter<K: Kernel<$E>>(self, kernel: K) -> K::Output {
-                // `inline(never)` is not honoured between functions of equal target features (rustc
-                // 1.95), and each caller would swallow every register tile: hide which one it is.
-                let enter: unsafe fn(Self, K) -> K::Output = std::hint::black_box(enter);
                 // SAFETY: the token proves the instructions.
                 unsafe { enter(self, kernel) }
             }
@@ -227,7 +236,11 @@ avx512!(
     _mm512_set1_ps, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mask_storeu_ps,
     _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps,
     _mm512_min_ps, _mm512_max_ps, _mm512_and_ps, _mm512_andnot_ps, _mm512_or_ps, _mm512_xor_ps, _mm512_cmp_ps_mask, _mm512_maskz_mov_ps,
-    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_slli_epi32
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_slli_epi32,
+    _mm512_permutex2var_ps, (
+        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+        _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31),
+    )
 );
 
 #[rustfmt::skip] // one line for each line of the macro's head
@@ -236,5 +249,9 @@ avx512!(
     _mm512_set1_pd, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_maskz_loadu_pd, _mm512_mask_storeu_pd,
     _mm512_add_pd, _mm512_sub_pd, _mm512_mul_pd, _mm512_div_pd, _mm512_fmadd_pd, _mm512_fnmadd_pd,
     _mm512_min_pd, _mm512_max_pd, _mm512_and_pd, _mm512_andnot_pd, _mm512_or_pd, _mm512_xor_pd, _mm512_cmp_pd_mask, _mm512_maskz_mov_pd,
-    _mm512_castpd_si512, _mm512_castsi512_pd, _mm512_slli_epi64
+    _mm512_castpd_si512, _mm512_castsi512_pd, _mm512_slli_epi64,
+    _mm512_permutex2var_pd, (
+        _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11),
+        _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15),
+    )
 );

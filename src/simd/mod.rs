@@ -231,6 +231,10 @@ pub trait Vector<E: Element>:
     /// Lanes of `self` where `!(gate <= 0)`, which a NaN satisfies; +0 elsewhere.
     fn select_positive(self, gate: Self) -> Self;
 
+    /// The lanes of both in turn, `self` first: the lower halves, then the upper halves. Transposes are
+    /// made of it.
+    fn interleave(self, other: Self) -> (Self, Self);
+
     /// Writes all lanes to the beginning of `to`.
     ///
     /// # Panics

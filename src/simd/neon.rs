@@ -31,7 +31,7 @@ macro_rules! neon {
         $V:ident, $E:ident, $lanes:literal, $Register:ident, $Bits:ident,
         $dup:ident, $ld1:ident, $st1:ident, $dup_bits:ident, $to_bits:ident, $from_bits:ident,
         $add:ident, $sub:ident, $mul:ident, $div:ident, $fma:ident, $fms:ident, $abs:ident, $neg:ident,
-        $select:ident, $clear:ident, $greater:ident, $less:ident, $less_equal:ident, $shift_left:ident
+        $select:ident, $clear:ident, $greater:ident, $less:ident, $less_equal:ident, $shift_left:ident, $zip_low:ident, $zip_high:ident
     ) => {
         #[doc = concat!("A vector of ", stringify!($lanes), " `", stringify!($E), "`.")]
         #[derive(Clone, Copy)]
@@ -162,6 +162,17 @@ macro_rules! neon {
             }
 
             #[inline(always)]
+            fn interleave(self, other: Self) -> (Self, Self) {
+                // SAFETY: a vector proves the instructions.
+                unsafe {
+                    (
+                        Self($zip_low(self.0, other.0)),
+                        Self($zip_high(self.0, other.0)),
+                    )
+                }
+            }
+
+            #[inline(always)]
             unsafe fn store_raw(self, to: *mut $E) {
                 // SAFETY: the caller vouches for room for LANES values.
                 unsafe { $st1(to, self.0) }
@@ -220,7 +231,8 @@ neon!(
     F32x4, f32, 4, float32x4_t, uint32x4_t,
     vdupq_n_f32, vld1q_f32, vst1q_f32, vdupq_n_u32, vreinterpretq_u32_f32, vreinterpretq_f32_u32,
     vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32, vfmaq_f32, vfmsq_f32, vabsq_f32, vnegq_f32,
-    vbslq_f32, vbicq_u32, vcgtq_f32, vcltq_f32, vcleq_f32, vshlq_n_u32
+    vbslq_f32, vbicq_u32, vcgtq_f32, vcltq_f32, vcleq_f32, vshlq_n_u32,
+    vzip1q_f32, vzip2q_f32
 );
 
 #[rustfmt::skip] // one line for each line of the macro's head
@@ -228,5 +240,6 @@ neon!(
     F64x2, f64, 2, float64x2_t, uint64x2_t,
     vdupq_n_f64, vld1q_f64, vst1q_f64, vdupq_n_u64, vreinterpretq_u64_f64, vreinterpretq_f64_u64,
     vaddq_f64, vsubq_f64, vmulq_f64, vdivq_f64, vfmaq_f64, vfmsq_f64, vabsq_f64, vnegq_f64,
-    vbslq_f64, vbicq_u64, vcgtq_f64, vcltq_f64, vcleq_f64, vshlq_n_u64
+    vbslq_f64, vbicq_u64, vcgtq_f64, vcltq_f64, vcleq_f64, vshlq_n_u64,
+    vzip1q_f64, vzip2q_f64
 );

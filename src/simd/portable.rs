@@ -135,6 +135,17 @@ macro_rules! portable {
             }
 
             #[inline(always)]
+            fn interleave(self, other: Self) -> (Self, Self) {
+                let (mut low, mut high) = (self, self);
+                for lane in 0..$lanes / 2 {
+                    (low.0[2 * lane], low.0[2 * lane + 1]) = (self.0[lane], other.0[lane]);
+                    let upper = lane + $lanes / 2;
+                    (high.0[2 * lane], high.0[2 * lane + 1]) = (self.0[upper], other.0[upper]);
+                }
+                (low, high)
+            }
+
+            #[inline(always)]
             unsafe fn store_raw(self, to: *mut $E) {
                 // SAFETY: the caller vouches for room for LANES values; an array has the alignment
                 // of its elements.
