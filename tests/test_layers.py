@@ -516,6 +516,32 @@ def test_bad_arguments_leave_the_tape_usable(cell: Any) -> None:
     assert layer.backward(tape, dy).x.shape == (T, B, I)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_memory_that_cannot_be_had_gives_back_only_what_was_taken(
+    keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = rc.GRU(I, H, seed=0)
+    y, _, tape = layer.forward(normal(T, B, I))
+    stack = layer._stack
+
+    class Failing:
+        def backward(self, *arguments: Any) -> Any:
+            if keep:  # meanwhile another call consumes the tape
+                monkeypatch.setattr(layer, "_stack", stack)
+                layer.backward(tape, y)
+            raise MemoryError("dx: could not allocate")
+
+    monkeypatch.setattr(layer, "_stack", Failing())
+    with pytest.raises(MemoryError):
+        layer.backward(tape, y, keep=keep)
+    monkeypatch.setattr(layer, "_stack", stack)
+    if keep:
+        with pytest.raises(ValueError, match="tape: expected an unused one"):
+            layer.backward(tape, y)
+    else:
+        assert layer.backward(tape, y).x.shape == (T, B, I)
+
+
 def test_the_weights_are_those_of_the_backward_call(cell: Any) -> None:
     layer, x = cell(I, H, seed=0), normal(T, B, I)
     y, _, tape = layer.forward(x)

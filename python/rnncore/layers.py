@@ -150,8 +150,8 @@ class Tape:
     def _taken(self, keep: bool) -> Iterator[_core.Tape]:
         """Lend the compiled tape, and take it away for good unless ``keep``.
 
-        Of two threads one gets it. An error that the core raises before it touches the tape (an
-        argument, memory) leaves the tape usable; whatever else ends the call, Ctrl-C included,
+        Of two threads one gets it. The core only reads it, so an error in an argument, or memory
+        that cannot be had, leaves the tape usable; whatever else ends the call, Ctrl-C included,
         consumes it.
         """
         with self._lock:
@@ -163,7 +163,9 @@ class Tape:
         try:
             yield core
         except (TypeError, ValueError, MemoryError):
-            self._core = core
+            # Under ``keep`` it was never taken, and another thread may have consumed it since.
+            if not keep:
+                self._core = core
             raise
 
     def __repr__(self) -> str:

@@ -7,13 +7,13 @@
 
 use crate::error::Result;
 use crate::gemm::kernel::MAX_VECTORS;
-use crate::memory::{Aligned, product};
+use crate::memory::{Buffer, product};
 use crate::parallel::Team;
 use crate::simd::{Element, Kernel, Level, Simd, Vector};
 
 /// A weight matrix, packed.
 pub struct Panels<E> {
-    values: Aligned<E>,
+    values: Buffer<E>,
     depth: usize,
     lanes: usize,
     /// Vectors of a full panel.
@@ -23,11 +23,11 @@ pub struct Panels<E> {
 }
 
 impl<E: Element> Panels<E> {
-    fn zeroed(depth: usize, lanes: usize, per_panel: usize, total: usize) -> Result<Self> {
+    fn new(depth: usize, lanes: usize, per_panel: usize, total: usize) -> Result<Self> {
         debug_assert!(per_panel <= MAX_VECTORS && total > 0);
         let len = product(&[depth, total, lanes], "packed weights (G * H * K)")?;
         Ok(Self {
-            values: Aligned::zeroed(len, "packed weights")?,
+            values: Buffer::stale(len, "packed weights")?,
             depth,
             lanes,
             per_panel,
@@ -47,7 +47,7 @@ impl<E: Element> Panels<E> {
         blocks_per_panel: usize,
     ) -> Result<Self> {
         let blocks = hidden.div_ceil(lanes);
-        let mut panels = Self::zeroed(
+        let mut panels = Self::new(
             depth,
             lanes,
             blocks_per_panel * gates.len(),
@@ -84,7 +84,7 @@ impl<E: Element> Panels<E> {
         lanes: usize,
         per_panel: usize,
     ) -> Result<Self> {
-        let mut panels = Self::zeroed(
+        let mut panels = Self::new(
             gates.len() * hidden,
             lanes,
             per_panel,
@@ -104,7 +104,7 @@ impl<E: Element> Panels<E> {
         Ok(panels)
     }
 
-    /// Fills every panel: `fill(panel, vectors, values)`.
+    /// Fills every panel: `fill(panel, vectors, values)`; what it leaves alone in the last is zero.
     fn fill(
         &mut self,
         team: &Team<'_>,
@@ -113,6 +113,8 @@ impl<E: Element> Panels<E> {
         if self.depth == 0 {
             return Ok(());
         }
+        let last = (self.count() - 1) * self.panel_len();
+        self.values[last..].fill(E::ZERO);
         let (panel_len, total, per_panel) = (self.panel_len(), self.total, self.per_panel);
         let count = self.count();
         // Packing costs about what a step does: share it as long as shares are worth a dispatch.
@@ -145,11 +147,6 @@ impl<E: Element> Panels<E> {
     /// Values in a full panel.
     pub fn panel_len(&self) -> usize {
         self.depth * self.per_panel * self.lanes
-    }
-
-    /// Values of all panels.
-    pub fn len(&self) -> usize {
-        self.values.len()
     }
 
     /// The length of k.

@@ -29,7 +29,7 @@ use crate::layer::config::{CellKind, with_cell};
 use crate::layer::forward::{StateFields, masked, tiles};
 use crate::layer::weights::{BackwardWeights, Lanes};
 use crate::math::flush;
-use crate::memory::{Aligned, product};
+use crate::memory::{Buffer, product};
 use crate::parallel::Meter;
 use crate::shape::Schedule;
 use crate::simd::{Element, Kernel, Simd, Vector};
@@ -98,9 +98,9 @@ pub struct BackwardShare<'a, E> {
 /// The memory that one share needs besides its results.
 pub struct BackwardSpace<E> {
     /// [rows, panel width] dpre U, summed over the gates so far.
-    sums: Aligned<E>,
+    sums: Buffer<E>,
     /// [rows, panel width] the next gate's, or of one row every gate's.
-    chain: Aligned<E>,
+    chain: Buffer<E>,
 }
 
 impl<E: Element> BackwardSpace<E> {
@@ -112,8 +112,8 @@ impl<E: Element> BackwardSpace<E> {
             what,
         )?;
         Ok(Self {
-            sums: Aligned::zeroed(len, what)?,
-            chain: Aligned::zeroed(len, what)?,
+            sums: Buffer::stale(len, what)?,
+            chain: Buffer::stale(len, what)?,
         })
     }
 }

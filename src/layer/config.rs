@@ -92,6 +92,11 @@ impl CellKind {
     pub fn has_cell_state(self) -> bool {
         self.spec().has_cell
     }
+
+    /// Members of the state: h, and c if there is one.
+    pub fn state_members(self) -> usize {
+        1 + usize::from(self.has_cell_state())
+    }
 }
 
 /// How two directions become one sequence.

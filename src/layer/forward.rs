@@ -27,7 +27,7 @@ use crate::gemm::pack::Panels;
 use crate::gemm::view::Field;
 use crate::layer::config::{CellKind, with_cell};
 use crate::layer::weights::{ForwardWeights, Lanes, blocks_per_panel};
-use crate::memory::{Aligned, product};
+use crate::memory::{Buffer, product};
 use crate::parallel::Meter;
 use crate::shape::Schedule;
 use crate::simd::{Element, Kernel, Simd, Vector};
@@ -97,17 +97,17 @@ pub struct ForwardShare<'a, E> {
 /// The memory that one share needs besides its results.
 pub struct Workspace<E> {
     /// [2][rows, H] m*h' of this step, and of the next.
-    operand: [Aligned<E>; 2],
+    operand: [Buffer<E>; 2],
     /// [rows, H] r*m*h' of this step.
-    reset_operand: Aligned<E>,
+    reset_operand: Buffer<E>,
     /// [rows, panels, slots, lanes] the slots between the stages.
-    pending: Aligned<E>,
+    pending: Buffer<E>,
     /// [tile rows, slots, lanes] sums.
-    sums: Aligned<E>,
+    sums: Buffer<E>,
     /// [panels, chunk rows, slots of x, lanes] W x of a chunk of steps.
-    chunk: Aligned<E>,
+    chunk: Buffer<E>,
     /// [chunk rows, I] x of a chunk of steps.
-    chunk_input: Aligned<E>,
+    chunk_input: Buffer<E>,
 }
 
 impl<E: Element> Workspace<E> {
@@ -126,12 +126,12 @@ impl<E: Element> Workspace<E> {
         let stages = usize::from(spec.has_reset_stage());
         let chunk = chunk_rows(spec, rows, steps, units);
         Ok(Self {
-            operand: [Aligned::zeroed(state, what)?, Aligned::zeroed(state, what)?],
-            reset_operand: Aligned::zeroed(stages * state, what)?,
-            pending: Aligned::zeroed(stages * slots, what)?,
-            sums: Aligned::zeroed(MAX_ROWS * MAX_SLOTS * lanes.lanes, what)?,
-            chunk: Aligned::zeroed(product(&[chunk, units, spec.input], what)?, what)?,
-            chunk_input: Aligned::zeroed(product(&[chunk, features], what)?, what)?,
+            operand: [Buffer::stale(state, what)?, Buffer::stale(state, what)?],
+            reset_operand: Buffer::stale(stages * state, what)?,
+            pending: Buffer::stale(stages * slots, what)?,
+            sums: Buffer::stale(MAX_ROWS * MAX_SLOTS * lanes.lanes, what)?,
+            chunk: Buffer::stale(product(&[chunk, units, spec.input], what)?, what)?,
+            chunk_input: Buffer::stale(product(&[chunk, features], what)?, what)?,
         })
     }
 }
@@ -297,6 +297,10 @@ impl<E: Element> ForwardShare<'_, E> {
         let mut total = 0;
         for t in steps {
             let rows = self.active(t);
+            if rows == 0 {
+                // All of this share's rows have ended, and lie beyond the step's.
+                continue;
+            }
             let first = (self.schedule.rows(t).start + self.rows.start) * features;
             let to = &mut self.space.chunk_input[total * features..(total + rows) * features];
             to.copy_from_slice(&self.input[first..first + rows * features]);

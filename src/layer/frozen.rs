@@ -2,18 +2,18 @@
 
 use std::borrow::Cow;
 
-use crate::cell::Spec;
 use crate::error::{Error, Result, shape_text};
 use crate::gemm::view::{Field, Layout};
 use crate::layer::config::Config;
-use crate::layer::direction::{Direction, ForwardTargets};
+use crate::layer::direction::{Direction, ForwardBuffers, ForwardRun, Means};
 use crate::layer::forward::{ForwardShare, StateFields, Workspace};
 use crate::layer::merge::{pack, unpack};
+use crate::layer::plan::{self, Pass};
 use crate::layer::stack::{Execution, Input, Stack};
 use crate::layer::tape::DirectionState;
-use crate::layer::weights::{ForwardWeights, Lanes, Params};
+use crate::layer::weights::{ForwardWeights, Params};
 use crate::memory::{copied, filled, product};
-use crate::parallel::{Team, Watch};
+use crate::parallel::{Meter, Team, Watch};
 use crate::shape::Schedule;
 use crate::simd::{Element, Level};
 
@@ -60,27 +60,13 @@ impl<E: Element> Frozen<E> {
         if batch == 0 {
             return Err(Error::value("batch_size", "at least 1", batch));
         }
-        let lanes = Lanes::of::<E>(execution.level);
         let team = Team::assemble(1, &execution.watch);
-        let count = config.params_per_direction();
-        let layers = (0..config.layers).map(|layer| {
-            let own = &params[layer * count..(layer + 1) * count];
-            let params = Params {
-                weight_ih: own[0],
-                weight_hh: own[1],
-                bias: config.bias.then(|| (own[2], own[3])),
-            };
-            FrozenLayer::new(
-                &config.cell.spec(),
-                &team,
-                lanes,
-                params,
-                batch,
-                (config.hidden, config.input_of(layer)),
-            )
-        });
+        let means = Means::of::<E>(&team, execution.level);
+        let layers = (0..config.layers)
+            .map(|layer| FrozenLayer::new(&config, means, params, layer, batch))
+            .collect::<Result<_>>()?;
         Ok(Self {
-            layers: layers.collect::<Result<_>>()?,
+            layers,
             config,
             level: execution.level,
             still: Schedule::dense(1, batch)?,
@@ -102,62 +88,25 @@ impl<E: Element> Frozen<E> {
     /// # Errors
     /// Slices of a wrong size.
     pub fn step(&mut self, x: &[E], y: &mut [E]) -> Result<()> {
-        for (name, letter, width, got) in [
-            ("x", "I", self.config.input, x.len()),
-            ("out", "H", self.config.hidden, y.len()),
-        ] {
-            if got != self.batch() * width {
-                let expected = format!("(B, {letter}) = ({}, {width})", self.batch());
-                return Err(Error::shape(name, expected, shape_text(&[got])));
-            }
-        }
-        let Self {
-            config,
-            level,
-            still,
-            layers,
-        } = self;
-        let unattended = Watch::unattended();
-        let layout = Layout {
-            schedule: still,
-            first_step: 0,
-            slots: 1,
-            width: config.hidden,
-        };
-        let (last, spec) = (layers.len() - 1, config.cell.spec());
+        self.check_row("x", "I", self.config.input, x.len())?;
+        self.check_row("out", "H", self.config.hidden, y.len())?;
+        let (config, still) = (&self.config, &self.still);
+        let watch = Watch::unattended();
+        let last = self.layers.len() - 1;
         for layer in 0..=last {
-            let (below, at) = layers.split_at_mut(layer);
-            let FrozenLayer {
-                weights,
-                state,
-                space,
-                y: own,
-            } = &mut at[0];
-            let share = ForwardShare {
-                cell: config.cell,
-                spec,
-                weights,
-                hidden: config.hidden,
-                features: config.input_of(layer),
-                schedule: still,
-                steps: 0..1,
-                reverse: false,
-                rows: 0..still.batch(),
-                input: below.last().map_or(x, |below| &below.y),
-                mask: None,
-                state: StateFields {
-                    h: Field::new(&mut state.h, layout),
-                    c: spec.has_cell.then(|| Field::new(&mut state.c, layout)),
-                },
-                y: Some(Field::new(
-                    if layer == last { &mut *y } else { own },
-                    layout,
-                )),
-                tape: None,
-                space,
-                meter: unattended.meter(),
-            };
-            E::dispatch(*level, share)?;
+            let (below, at) = self.layers.split_at_mut(layer);
+            let input = below.last().map_or(x, |below| &below.y);
+            let out = (layer == last).then_some(&mut *y);
+            let share = at[0].step(config, still, (layer, input), out, watch.meter());
+            E::dispatch(self.level, share)?;
+        }
+        Ok(())
+    }
+
+    fn check_row(&self, name: &str, letter: &str, width: usize, got: usize) -> Result<()> {
+        if got != self.batch() * width {
+            let expected = format!("(B, {letter}) = ({}, {width})", self.batch());
+            return Err(Error::shape(name, expected, shape_text(&[got])));
         }
         Ok(())
     }
@@ -168,12 +117,34 @@ impl<E: Element> Frozen<E> {
     /// # Errors
     /// x of a wrong shape, memory that cannot be had, or a watch that stopped the call.
     pub fn run(&mut self, execution: &Execution<'_>, input: Input<'_, E>) -> Result<Vec<E>> {
-        let [first, second, features] = input.shape;
-        let (time, batch) = if input.batch_first {
-            (second, first)
+        let schedule = self.schedule_of(&input)?;
+        let (config, batch_first) = (&self.config, input.batch_first);
+        let mut sequence = if schedule.is_plain(batch_first) {
+            Cow::Borrowed(input.values)
         } else {
-            (first, second)
+            let (values, what) = (input.values, "the copy of x (T * B * I)");
+            Cow::Owned(pack(values, &schedule, batch_first, config.input, what)?)
         };
+        let threads = plan::threads(config, &schedule, Pass::Forward, execution.threads);
+        let team = Team::assemble(threads, &execution.watch);
+        let means = Means::of::<E>(&team, self.level);
+        let mut states = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            let (y, state) = self.run_layer(layer, means, &schedule, &sequence)?;
+            sequence = Cow::Owned(y);
+            states.push(state);
+        }
+        let (packed, hidden) = (sequence.into_owned(), config.hidden);
+        let y = unpack(packed, &schedule, batch_first, hidden, "y (T * B * H)")?;
+        for (frozen, state) in self.layers.iter_mut().zip(states) {
+            frozen.state = state;
+        }
+        Ok(y)
+    }
+
+    fn schedule_of(&self, input: &Input<'_, E>) -> Result<Schedule> {
+        let [_, _, features] = input.shape;
+        let (time, batch) = input.sizes();
         if batch != self.batch() || features != self.config.input {
             let (b, i) = (self.batch(), self.config.input);
             let expected = if input.batch_first {
@@ -183,89 +154,45 @@ impl<E: Element> Frozen<E> {
             };
             return Err(Error::shape("x", expected, shape_text(&input.shape)));
         }
-        let schedule = Schedule::dense(time, batch)?;
-        let schedule = &schedule;
-        let (config, still) = (&self.config, &self.still);
-        let lanes = Lanes::of::<E>(self.level);
-        let mut states: Vec<_> = self
-            .layers
-            .iter()
-            .map(|layer| layer.state.copied())
-            .collect::<Result<_>>()?;
-        let mut sequence = if schedule.is_plain(input.batch_first) {
-            Cow::Borrowed(input.values)
-        } else {
-            Cow::Owned(pack(
-                input.values,
-                schedule,
-                input.batch_first,
-                config.input,
-                "the copy of x",
-            )?)
-        };
-        let work = schedule
-            .packed_rows()
-            .saturating_mul(config.cell.gates() * config.hidden * (config.input + config.hidden));
-        let team = Team::assemble(
-            execution.threads_for(work, schedule.batch()),
-            &execution.watch,
-        );
-        for (layer, (frozen, state)) in self.layers.iter().zip(&mut states).enumerate() {
-            let what = "y (T * B * H)";
-            let mut y = filled(
-                product(&[schedule.packed_rows(), config.hidden], what)?,
-                E::ZERO,
-                what,
-            )?;
-            let features = config.input_of(layer);
-            let direction = Direction {
-                cell: config.cell,
-                spec: config.cell.spec(),
-                hidden: config.hidden,
-                features,
-                reverse: false,
-                schedule,
-                still,
-                mask: None,
-                input: &sequence,
-            };
-            let cuts = schedule.split_rows(team.size());
-            let mut spaces = direction.forward_spaces(lanes, &cuts)?;
-            let layout = Layout {
-                schedule,
-                first_step: 0,
-                slots: 1,
-                width: config.hidden,
-            };
-            let targets = ForwardTargets {
-                state,
-                y: Some(Field::new(&mut y, layout)),
-                tape: None,
-            };
-            if schedule.steps() > 0 {
-                let shares = direction.forward_shares(
-                    &team,
-                    &frozen.weights,
-                    0..schedule.steps(),
-                    targets,
-                    &cuts,
-                    &mut spaces,
-                );
-                team.run(shares, |share| E::dispatch(self.level, share))?;
-            }
-            sequence = Cow::Owned(y);
-        }
-        let y = unpack(
-            sequence.into_owned(),
+        Schedule::dense(time, batch)
+    }
+
+    /// One layer over all steps: [N, H] from [N, I], and the state after them.
+    fn run_layer(
+        &self,
+        layer: usize,
+        means: Means<'_>,
+        schedule: &Schedule,
+        input: &[E],
+    ) -> Result<(Vec<E>, DirectionState<E>)> {
+        let (config, frozen) = (&self.config, &self.layers[layer]);
+        let what = "y (T * B * H)";
+        let len = product(&[schedule.packed_rows(), config.hidden], what)?;
+        let mut y = filled(len, E::ZERO, what)?;
+        let direction = Direction {
+            cell: config.cell,
+            spec: config.cell.spec(),
+            hidden: config.hidden,
+            features: config.input_of(layer),
+            reverse: false,
             schedule,
-            input.batch_first,
-            config.hidden,
-            "y (T * B * H)",
-        )?;
-        for (frozen, state) in self.layers.iter_mut().zip(states) {
-            frozen.state = state;
+            still: &self.still,
+            mask: None,
+            input,
+        };
+        let cuts = plan::row_ranges(schedule, means.team.size(), 1);
+        let mut run = ForwardRun {
+            direction,
+            weights: &frozen.weights,
+            state: frozen.state.copied()?,
+            buffers: ForwardBuffers::new(&direction, means.lanes, cuts)?,
+        };
+        if schedule.steps() > 0 {
+            let out = Field::new(&mut y, rows_of(schedule, config.hidden));
+            means.run(run.shares(means.team, 0..schedule.steps(), Some(out), None))?;
         }
-        Ok(y)
+        let state = run.state;
+        Ok((y, state))
     }
 
     /// The state: h, and c of an LSTM, (L, B, H) each.
@@ -273,14 +200,9 @@ impl<E: Element> Frozen<E> {
     /// # Errors
     /// Memory that cannot be had.
     pub fn state(&self) -> Result<Vec<Vec<E>>> {
-        let members = if self.config.cell.has_cell_state() {
-            2
-        } else {
-            1
-        };
         let what = "the state (L * B * H)";
         let mut state = Vec::new();
-        for member in 0..members {
+        for member in 0..self.config.cell.state_members() {
             let mut values = crate::memory::reserved(self.state_len(), what)?;
             for layer in &self.layers {
                 values.extend_from_slice(if member == 0 {
@@ -304,26 +226,15 @@ impl<E: Element> Frozen<E> {
     /// # Errors
     /// Slices of a wrong number or size; the state is then as it was.
     pub fn set_state(&mut self, state: &[&[E]]) -> Result<()> {
-        let members = if self.config.cell.has_cell_state() {
-            2
-        } else {
-            1
-        };
+        let members = self.config.cell.state_members();
         if state.len() != members {
-            return Err(Error::value(
-                "state",
-                format!("{members} arrays"),
-                state.len(),
-            ));
+            let expected = format!("{members} arrays");
+            return Err(Error::value("state", expected, state.len()));
         }
+        let (l, b, h) = (self.config.layers, self.batch(), self.config.hidden);
         for part in state {
             if part.len() != self.state_len() {
-                let expected = format!(
-                    "(L, B, H) = ({}, {}, {})",
-                    self.config.layers,
-                    self.batch(),
-                    self.config.hidden
-                );
+                let expected = format!("(L, B, H) = ({l}, {b}, {h})");
                 return Err(Error::shape("state", expected, shape_text(&[part.len()])));
             }
         }
@@ -347,7 +258,7 @@ impl<E: Element> Frozen<E> {
         if let Some(&row) = rows.unwrap_or_default().iter().find(|&&row| row >= batch) {
             return Err(Error::value(
                 "rows",
-                format!("values between 0 and B - 1 = {}", batch - 1),
+                format!("integers from 0 to B - 1 = {}", batch - 1),
                 row,
             ));
         }
@@ -367,24 +278,80 @@ impl<E: Element> Frozen<E> {
 
 impl<E: Element> FrozenLayer<E> {
     fn new(
-        spec: &Spec,
-        team: &Team<'_>,
-        lanes: Lanes,
-        params: Params<'_, E>,
+        config: &Config,
+        means: Means<'_>,
+        params: &[&[E]],
+        layer: usize,
         batch: usize,
-        (hidden, features): (usize, usize),
     ) -> Result<Self> {
-        let len = product(&[batch, hidden], "the state (B * H)")?;
+        let (spec, sizes) = (config.cell.spec(), (config.hidden, config.input_of(layer)));
+        let count = config.params_per_direction();
+        let own = &params[layer * count..(layer + 1) * count];
+        let params = Params {
+            weight_ih: own[0],
+            weight_hh: own[1],
+            bias: config.bias.then(|| (own[2], own[3])),
+        };
+        let len = product(&[batch, config.hidden], "the state (B * H)")?;
         let zeros = || filled(len, E::ZERO, "the state");
         let state = DirectionState {
             h: zeros()?,
             c: if spec.has_cell { zeros()? } else { Vec::new() },
         };
         Ok(Self {
-            weights: ForwardWeights::pack(spec, team, lanes, params, (hidden, features))?,
-            space: Workspace::new(spec, lanes, batch, 1, (hidden, features))?,
+            weights: ForwardWeights::pack(&spec, means.team, means.lanes, params, sizes)?,
+            space: Workspace::new(&spec, means.lanes, batch, 1, sizes)?,
             y: copied(&state.h, "the outputs")?,
             state,
         })
+    }
+
+    /// One step of all rows, into `out` or else into this layer's `y`.
+    fn step<'a>(
+        &'a mut self,
+        config: &Config,
+        still: &'a Schedule,
+        (layer, input): (usize, &'a [E]),
+        out: Option<&'a mut [E]>,
+        meter: Meter<'a>,
+    ) -> ForwardShare<'a, E> {
+        let (spec, layout) = (config.cell.spec(), rows_of(still, config.hidden));
+        let Self {
+            weights,
+            state,
+            space,
+            y,
+        } = self;
+        ForwardShare {
+            cell: config.cell,
+            spec,
+            weights,
+            hidden: config.hidden,
+            features: config.input_of(layer),
+            schedule: still,
+            steps: 0..1,
+            reverse: false,
+            rows: 0..still.batch(),
+            input,
+            mask: None,
+            state: StateFields {
+                h: Field::new(&mut state.h, layout),
+                c: spec.has_cell.then(|| Field::new(&mut state.c, layout)),
+            },
+            y: Some(Field::new(out.unwrap_or(y), layout)),
+            tape: None,
+            space,
+            meter,
+        }
+    }
+}
+
+/// The layout of [N, H] packed rows, or of one step's [B, H].
+fn rows_of(schedule: &Schedule, hidden: usize) -> Layout<'_> {
+    Layout {
+        schedule,
+        first_step: 0,
+        slots: 1,
+        width: hidden,
     }
 }

@@ -53,26 +53,46 @@ pub fn unpack<E: Element>(
     if schedule.is_plain(batch_first) {
         return Ok(packed);
     }
-    unpack_columns(&packed, width, 0, schedule, batch_first, width, what)
+    let columns = Columns {
+        packed: &packed,
+        row_len: width,
+        first: 0,
+        width,
+    };
+    unpack_columns(columns, schedule, batch_first, what)
 }
 
-/// As [`unpack`], from `width` columns of wider packed rows.
+/// Neighbouring columns of packed rows.
+#[derive(Clone, Copy)]
+pub struct Columns<'a, E> {
+    /// [N, row_len]
+    pub packed: &'a [E],
+    /// Values of a packed row.
+    pub row_len: usize,
+    /// The first column.
+    pub first: usize,
+    /// How many columns.
+    pub width: usize,
+}
+
+/// As [`unpack`], from some columns of wider packed rows.
 pub fn unpack_columns<E: Element>(
-    packed: &[E],
-    row_len: usize,
-    column: usize,
+    columns: Columns<'_, E>,
     schedule: &Schedule,
     batch_first: bool,
-    width: usize,
     what: &str,
 ) -> Result<Vec<E>> {
+    let Columns {
+        packed,
+        row_len,
+        first,
+        width,
+    } = columns;
     let len = product(&[schedule.time(), schedule.batch(), width], what)?;
     let mut values = filled(len, E::ZERO, what)?;
-    for (from, row) in packed
-        .chunks_exact(row_len)
-        .zip(caller_rows(schedule, batch_first))
-    {
-        values[row * width..(row + 1) * width].copy_from_slice(&from[column..column + width]);
+    let rows = packed.chunks_exact(row_len);
+    for (from, row) in rows.zip(caller_rows(schedule, batch_first)) {
+        values[row * width..(row + 1) * width].copy_from_slice(&from[first..first + width]);
     }
     Ok(values)
 }

@@ -10,17 +10,21 @@
 //! | `dropout.rs` | the counter-based masks |
 //! | `merge.rs` | two directions into one sequence, and back; between packed and the caller's layout |
 //! | `tape.rs` | what forward leaves for backward |
-//! | `direction.rs` | one direction of one layer: its shares, its chunks, its checkpoints |
-//! | `stack.rs` | layers x directions: the library's entry points |
+//! | `plan.rs` | how a call's work is shared over threads |
+//! | `direction/` | one direction of one layer: its shares, its chunks, its checkpoints |
+//! | `call/` | layers x directions: one call forward, the same back |
+//! | `stack.rs` | the library's entry points: checks, options, results |
 //! | `frozen.rs` | packed weights with a state inside, for streams |
 
 mod backward;
+mod call;
 mod config;
 mod direction;
 mod dropout;
 mod forward;
 mod frozen;
 mod merge;
+mod plan;
 mod products;
 mod stack;
 mod tape;
@@ -29,5 +33,8 @@ mod weights;
 pub use config::{CellKind, Config, Merge};
 pub use dropout::Masks;
 pub use frozen::Frozen;
-pub use stack::{BackwardOptions, Execution, ForwardOptions, Gradients, Input, Output, Stack};
+pub use stack::{
+    BackwardOptions, Execution, ForwardOptions, Gradients, Input, NamedGate, Output, Stack,
+    StateGradients,
+};
 pub use tape::Tape;

@@ -16,7 +16,7 @@ use crate::gemm::kernel::{MAX_ROWS, MAX_VECTORS, Product, Rows, max_rows, multip
 use crate::gemm::pack::Panels;
 use crate::layer::forward::tiles;
 use crate::layer::weights::{Lanes, columns_per_panel};
-use crate::memory::{Aligned, product};
+use crate::memory::{Buffer, product};
 use crate::parallel::Meter;
 use crate::simd::{Element, Kernel, Simd, Vector};
 
@@ -94,11 +94,11 @@ pub struct ProductShare<'a, E> {
 /// The memory that one worker needs besides its results.
 pub struct ProductSpace<E> {
     /// [m, rows] dpre, tile by tile.
-    left: Aligned<E>,
+    left: Buffer<E>,
     /// [rows, panel width] the right operand.
-    right: Aligned<E>,
+    right: Buffer<E>,
     /// [tile rows, panel width] sums of a panel that is wider than what is left.
-    sums: Aligned<E>,
+    sums: Buffer<E>,
 }
 
 impl<E: Element> ProductSpace<E> {
@@ -114,9 +114,9 @@ impl<E: Element> ProductSpace<E> {
             product(&[rows, m], what)?
         };
         Ok(Self {
-            left: Aligned::zeroed(packed, what)?,
-            right: Aligned::zeroed(product(&[rows, width], what)?, what)?,
-            sums: Aligned::zeroed(MAX_ROWS * MAX_VECTORS * lanes.lanes, what)?,
+            left: Buffer::stale(packed, what)?,
+            right: Buffer::stale(product(&[rows, width], what)?, what)?,
+            sums: Buffer::stale(MAX_ROWS * MAX_VECTORS * lanes.lanes, what)?,
         })
     }
 }

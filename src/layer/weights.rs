@@ -4,7 +4,7 @@ use crate::cell::Spec;
 use crate::error::Result;
 use crate::gemm::kernel::MAX_VECTORS;
 use crate::gemm::pack::Panels;
-use crate::memory::{Aligned, product};
+use crate::memory::{Buffer, product};
 use crate::parallel::Team;
 use crate::simd::{Element, Kernel, Level, Simd};
 
@@ -81,7 +81,7 @@ pub struct ForwardWeights<E> {
     /// U, of the slots that r*h' feeds.
     pub candidate: Option<Panels<E>>,
     /// [blocks of units, slots, lanes]: where the sums begin.
-    pub bias: Aligned<E>,
+    pub bias: Buffer<E>,
 }
 
 impl<E: Element> ForwardWeights<E> {
@@ -125,10 +125,10 @@ impl<E: Element> ForwardWeights<E> {
         lanes: usize,
         bias: Option<(&[E], &[E])>,
         hidden: usize,
-    ) -> Result<Aligned<E>> {
+    ) -> Result<Buffer<E>> {
         let blocks = hidden.div_ceil(lanes);
         let len = product(&[blocks, spec.slots, lanes], "packed biases (G * H)")?;
-        let mut packed = Aligned::zeroed(len, "packed biases")?;
+        let mut packed = Buffer::zeroed(len, "packed biases")?;
         let Some((input, recurrent)) = bias else {
             return Ok(packed);
         };

@@ -80,7 +80,8 @@ impl Frozen {
     /// Set the state back to zero: of every stream, or of the given rows.
     #[pyo3(signature = (rows = None))]
     fn reset(&mut self, rows: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        let rows = rows.map(rows_of).transpose()?;
+        let batch = with_streams!(self, streams => streams.batch());
+        let rows = rows.map(|rows| rows_of(rows, batch)).transpose()?;
         Ok(with_streams!(self, streams => streams.reset(rows.as_deref()))?)
     }
 
@@ -266,15 +267,30 @@ fn set_state<E: Number>(streams: &mut layer::Frozen<E>, state: &Bound<'_, PyAny>
 }
 
 /// Row numbers: an integer or a sequence of them.
-fn rows_of(rows: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+fn rows_of(rows: &Bound<'_, PyAny>, batch: usize) -> PyResult<Vec<usize>> {
     let expected = |_| {
         PyTypeError::new_err(format!(
-            "rows: expected integers from 0 to B - 1, got {}",
+            "rows: expected integers from 0 to B - 1 = {}, got {}",
+            batch - 1,
             rows.get_type()
         ))
     };
-    rows.extract::<usize>()
+    let numbers = rows
+        .extract::<i64>()
         .map(|row| vec![row])
-        .or_else(|_| rows.extract::<Vec<usize>>())
-        .map_err(expected)
+        .or_else(|_| rows.extract::<Vec<i64>>())
+        .map_err(expected)?;
+    let row_of = |row: i64| {
+        usize::try_from(row).map_err(|_| {
+            Error::value(
+                "rows",
+                format!("integers from 0 to B - 1 = {}", batch - 1),
+                row,
+            )
+        })
+    };
+    Ok(numbers
+        .into_iter()
+        .map(row_of)
+        .collect::<crate::error::Result<_>>()?)
 }

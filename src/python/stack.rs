@@ -388,7 +388,7 @@ impl Stack {
         let shown: Vec<_> = gradients
             .state_grads
             .into_iter()
-            .map(|(h, c)| {
+            .map(|layer::StateGradients { h, c }| {
                 let members: Vec<_> = std::iter::once(h)
                     .chain(c)
                     .map(|part| array(py, part, &shape))

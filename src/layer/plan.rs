@@ -1,0 +1,111 @@
+//! How a call's work is shared over threads: decided here, and nowhere else.
+//!
+//! **How many.** A thread is worth waking for [`WORTH_A_THREAD`] multiply-adds, so a call takes as many
+//! threads as its work contains that often: N rows times what a row costs in the widest layer,
+//! `G * H * (I + H)`, and twice that on the way back, for the gradients of the parameters and of x. More
+//! threads than shares would idle.
+//!
+//! **Which shares.** A share is a range of rows of one direction, for all steps: no worker waits for
+//! another within them.
+//!
+//! | pass | at once | shares |
+//! |---|---|---|
+//! | forward | both directions of a layer | directions x row ranges |
+//! | backward | one direction: both add to one dx | row ranges |
+//!
+//! What is cut differently, because it has no recursion, is cut beside its loops but for the same team:
+//! the gradients of the parameters by output (`products.rs`), packing by panel (`gemm/pack.rs`).
+//!
+//! None of this is seen in a result: rows do not mix, and no sum is cut.
+
+use std::ops::Range;
+
+use crate::layer::config::Config;
+use crate::shape::Schedule;
+
+/// Multiply-adds that are worth a thread: about 50 us. A guess from the cost of waking one.
+const WORTH_A_THREAD: usize = 2_500_000;
+
+/// Which way a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// From x to y.
+    Forward,
+    /// From dy to dx.
+    Backward,
+}
+
+/// How many threads a pass is worth, at least 1 and `most` at most.
+pub fn threads(config: &Config, schedule: &Schedule, pass: Pass, most: usize) -> usize {
+    let (shares, times) = match pass {
+        Pass::Forward => (schedule.batch().saturating_mul(config.directions()), 1),
+        Pass::Backward => (schedule.batch(), 2),
+    };
+    // All layers but the first are alike.
+    let width = (0..config.layers.min(2))
+        .map(|layer| config.input_of(layer).saturating_add(config.hidden))
+        .fold(0, usize::max);
+    let row = width.saturating_mul(config.cell.gates() * config.hidden * times);
+    let work = schedule.packed_rows().saturating_mul(row);
+    most.min(work / WORTH_A_THREAD).min(shares).max(1)
+}
+
+/// The rows of each share, where `threads` work on `directions` at once.
+pub fn row_ranges(schedule: &Schedule, threads: usize, directions: usize) -> Vec<Range<usize>> {
+    schedule.split_rows(threads.div_ceil(directions))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::config::{CellKind, Merge};
+
+    /// G*H*(I+H) = 4 * 100 * 125: a thread every 50 rows, or every 25 on the way back.
+    fn config(bidirectional: bool) -> Config {
+        Config {
+            cell: CellKind::Lstm,
+            input: 25,
+            hidden: 100,
+            layers: 1,
+            bidirectional,
+            merge: Merge::Sum,
+            bias: true,
+            dropout: 0.0,
+            recurrent_dropout: 0.0,
+        }
+    }
+
+    #[test]
+    fn threads_follow_the_work_and_then_the_shares() {
+        let threads = |time, batch, pass, most| {
+            let schedule = Schedule::dense(time, batch).unwrap();
+            threads(&config(false), &schedule, pass, most)
+        };
+        assert_eq!(threads(0, 100, Pass::Forward, 8), 1);
+        assert_eq!(threads(1, 99, Pass::Forward, 8), 1);
+        assert_eq!(threads(1, 100, Pass::Forward, 8), 2);
+        assert_eq!(threads(1, 99, Pass::Backward, 8), 3);
+        assert_eq!(threads(100, 100, Pass::Forward, 8), 8);
+        assert_eq!(threads(100, 3, Pass::Forward, 8), 3);
+    }
+
+    #[test]
+    fn forward_shares_both_directions_and_backward_one() {
+        let schedule = Schedule::dense(1000, 3).unwrap();
+        let threads = |pass| threads(&config(true), &schedule, pass, 8);
+        assert_eq!((threads(Pass::Forward), threads(Pass::Backward)), (6, 3));
+        assert_eq!(row_ranges(&schedule, 6, 2), [0..1, 1..2, 2..3]);
+        assert_eq!(row_ranges(&schedule, 3, 2), [0..2, 2..3]);
+    }
+
+    #[test]
+    fn the_widest_layer_decides() {
+        let schedule = Schedule::dense(1, 100).unwrap();
+        let deep = Config {
+            layers: 3,
+            ..config(false)
+        };
+        // I = H from the second layer on: 4 * 100 * 200 multiply-adds a row.
+        assert_eq!(threads(&deep, &schedule, Pass::Forward, 8), 3);
+    }
+}
