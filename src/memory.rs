@@ -31,6 +31,19 @@ pub fn filled<T: Clone>(count: usize, value: T, what: &str) -> Result<Vec<T>> {
     Ok(values)
 }
 
+/// `count` zeros; large ones come from the system as zeros and are not written to.
+pub fn zeros<E: Element>(count: usize, what: &str) -> Result<Vec<E>> {
+    let memory = || Error::memory(what, count.saturating_mul(size_of::<E>()));
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let layout = Layout::array::<E>(count).map_err(|_| memory())?;
+    // SAFETY: the layout's size is not zero, as elements have a size.
+    let values = NonNull::new(unsafe { alloc::alloc_zeroed(layout) }).ok_or_else(memory)?;
+    // SAFETY: from the global allocator with the layout of `count` elements, whose zero is all bits 0.
+    Ok(unsafe { Vec::from_raw_parts(values.as_ptr().cast(), count, count) })
+}
+
 /// A copy of `values`.
 pub fn copied<T: Copy>(values: &[T], what: &str) -> Result<Vec<T>> {
     let mut copy = reserved(values.len(), what)?;
@@ -207,7 +220,7 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_an_error() {
         assert!(matches!(
-            filled(usize::MAX / 16, 0f64, "y"),
+            zeros::<f64>(usize::MAX / 16, "y"),
             Err(Error::Memory { .. })
         ));
         assert!(matches!(

@@ -4,7 +4,7 @@
 //! and Flood 2014) between; a value is kept when the upper 53 bits, as a fraction, are at least p.
 
 use crate::error::Result;
-use crate::memory::{filled, product};
+use crate::memory::{product, zeros};
 use crate::shape::Schedule;
 use crate::simd::Element;
 
@@ -82,7 +82,7 @@ impl Masks {
         hidden: usize,
     ) -> Result<Vec<E>> {
         let len = product(&[schedule.batch(), hidden], "the recurrent mask (B * H)")?;
-        let mut mask = filled(len, E::ZERO, "the recurrent mask")?;
+        let mut mask = zeros(len, "the recurrent mask")?;
         let stream = self.stream(Kind::Recurrent, layer, direction, NO_TIME);
         for (&user_row, row) in schedule.order().iter().zip(mask.chunks_exact_mut(hidden)) {
             let row_stream = fold(stream, user_row as u64);

@@ -12,7 +12,7 @@ use crate::layer::plan::{self, Pass};
 use crate::layer::stack::{Execution, Input, Stack};
 use crate::layer::tape::DirectionState;
 use crate::layer::weights::{ForwardWeights, Params};
-use crate::memory::{copied, filled, product};
+use crate::memory::{copied, product, zeros};
 use crate::parallel::{Meter, Team, Watch};
 use crate::shape::Schedule;
 use crate::simd::{Element, Level};
@@ -168,7 +168,7 @@ impl<E: Element> Frozen<E> {
         let (config, frozen) = (&self.config, &self.layers[layer]);
         let what = "y (T * B * H)";
         let len = product(&[schedule.packed_rows(), config.hidden], what)?;
-        let mut y = filled(len, E::ZERO, what)?;
+        let mut y = zeros(len, what)?;
         let direction = Direction {
             cell: config.cell,
             spec: config.cell.spec(),
@@ -293,7 +293,7 @@ impl<E: Element> FrozenLayer<E> {
             bias: config.bias.then(|| (own[2], own[3])),
         };
         let len = product(&[batch, config.hidden], "the state (B * H)")?;
-        let zeros = || filled(len, E::ZERO, "the state");
+        let zeros = || zeros(len, "the state");
         let state = DirectionState {
             h: zeros()?,
             c: if spec.has_cell { zeros()? } else { Vec::new() },

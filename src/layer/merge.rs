@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::layer::config::Merge;
-use crate::memory::{filled, product, reserved};
+use crate::memory::{product, reserved, zeros};
 use crate::shape::Schedule;
 use crate::simd::Element;
 
@@ -89,7 +89,7 @@ pub fn unpack_columns<E: Element>(
         width,
     } = columns;
     let len = product(&[schedule.time(), schedule.batch(), width], what)?;
-    let mut values = filled(len, E::ZERO, what)?;
+    let mut values = zeros(len, what)?;
     let rows = packed.chunks_exact(row_len);
     for (from, row) in rows.zip(caller_rows(schedule, batch_first)) {
         values[row * width..(row + 1) * width].copy_from_slice(&from[first..first + width]);
@@ -106,7 +106,7 @@ pub fn pack_state<E: Element>(
     let what = "the state (B * H)";
     let len = product(&[schedule.batch(), hidden], what)?;
     let Some(state) = state else {
-        return filled(len, E::ZERO, what);
+        return zeros(len, what);
     };
     let mut packed = reserved(len, what)?;
     for &row in schedule.order() {

@@ -6,7 +6,7 @@ use crate::cell::Spec;
 use crate::error::Result;
 use crate::layer::config::Config;
 use crate::layer::dropout::Masks;
-use crate::memory::{copied, filled, product};
+use crate::memory::{Buffer, copied, product};
 use crate::shape::Schedule;
 use crate::simd::Element;
 
@@ -34,18 +34,18 @@ impl<E: Element> DirectionState<E> {
 #[derive(Debug)]
 pub struct StepTape<E> {
     /// [N, H] h before each step.
-    pub h_before: Vec<E>,
+    pub h_before: Buffer<E>,
     /// [N, H] c before each step; empty for a cell without.
-    pub c_before: Vec<E>,
+    pub c_before: Buffer<E>,
     /// [N, slots, H] what the cell saves.
-    pub slots: Vec<E>,
+    pub slots: Buffer<E>,
 }
 
 impl<E: Element> StepTape<E> {
-    /// Room for `rows` packed rows of a cell like `spec`.
-    pub fn zeroed(spec: &Spec, rows: usize, hidden: usize) -> Result<Self> {
+    /// Room for `rows` packed rows of a cell like `spec`; forward writes every one.
+    pub fn new(spec: &Spec, rows: usize, hidden: usize) -> Result<Self> {
         let what = "the tape (T * B * slots * H)";
-        let sized = |slots| filled(product(&[rows, slots, hidden], what)?, E::ZERO, what);
+        let sized = |slots| Buffer::stale(product(&[rows, slots, hidden], what)?, what);
         Ok(Self {
             h_before: sized(1)?,
             c_before: sized(usize::from(spec.has_cell))?,

@@ -142,7 +142,7 @@ fn step<'py, E: Number>(
     })?;
     let x = slice("x_t", &readable)?;
     let Some(out) = out else {
-        let mut y = memory::filled(batch * hidden, E::ZERO, "y_t")?;
+        let mut y = memory::zeros(batch * hidden, "y_t")?;
         streams.step(x, &mut y)?;
         return array(py, y, shape);
     };

@@ -84,9 +84,17 @@ pub use avx512::Avx512;
 pub use neon::Neon;
 pub use portable::Portable;
 
+mod sealed {
+    /// Nobody else may add an element: unsafe code relies on every bit pattern being a number.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
 /// A type of number that networks are made of: `f32` or `f64`.
 pub trait Element:
-    Copy
+    sealed::Sealed
+    + Copy
     + Default
     + Send
     + Sync

@@ -20,7 +20,7 @@ use crate::layer::merge::{merge_backward, pack, unpack};
 use crate::layer::products::ParamGradients;
 use crate::layer::stack::{BackwardOptions, Gradients, StateGradients};
 use crate::layer::tape::{DirectionTape, Kept, Segment, Tape, outputs};
-use crate::memory::{filled, product};
+use crate::memory::{product, zeros};
 use crate::simd::Element;
 
 /// A call on its way back through the layers.
@@ -73,7 +73,7 @@ impl Call<'_> {
     }
 
     fn new_gradients<E: Element>(&self, params: &[&[E]]) -> Result<Gradients<E>> {
-        let zeros = |like: &&[E]| filled(like.len(), E::ZERO, "the gradients of the parameters");
+        let zeros = |like: &&[E]| zeros(like.len(), "the gradients of the parameters");
         Ok(Gradients {
             x: Vec::new(),
             state: self.new_state("the gradient of the state (L * D * B * H)")?,
@@ -161,7 +161,7 @@ impl Call<'_> {
         }
         let what = "the gradients of the states (T * B * H)";
         let len = product(&[self.schedule.packed_rows(), self.config.hidden], what)?;
-        let zeros = || filled(len, E::ZERO, what);
+        let zeros = || zeros(len, what);
         Ok(Some(StateGradients {
             h: zeros()?,
             c: self.spec.has_cell.then(zeros).transpose()?,
@@ -176,7 +176,7 @@ impl<E: Element> BackwardPass<'_, E> {
         let masks = call.recurrent_masks::<E>(layer)?;
         let what = "the gradient of x (T * B * I)";
         let sizes = [call.schedule.packed_rows(), call.config.input_of(layer)];
-        let mut dx = filled(product(&sizes, what)?, E::ZERO, what)?;
+        let mut dx = zeros(product(&sizes, what)?, what)?;
         let mut shown = Vec::new();
         for (index, mask) in call.indices(layer).zip(&masks) {
             let direction = call.direction(index, mask.as_deref(), &tape.inputs[layer]);

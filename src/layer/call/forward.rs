@@ -20,7 +20,7 @@ use crate::layer::plan;
 use crate::layer::stack::{ForwardOptions, Input, Output};
 use crate::layer::tape::{DirectionTape, Kept, Segment, StepTape, Tape, segments};
 use crate::layer::weights::ForwardWeights;
-use crate::memory::{copied, filled, product};
+use crate::memory::{copied, product, zeros};
 use crate::parallel::Team;
 use crate::simd::Element;
 
@@ -110,7 +110,7 @@ impl Call<'_> {
         let what = "the outputs (N * M)";
         let len = product(&[self.schedule.packed_rows(), self.config.output()], what)?;
         let count = if self.is_side_by_side() { 1 } else { 2 };
-        (0..count).map(|_| filled(len, E::ZERO, what)).collect()
+        (0..count).map(|_| zeros(len, what)).collect()
     }
 
     /// Where each direction writes its part of `ys`.
@@ -262,6 +262,6 @@ impl<'a, E: Element> DirectionRun<'a, E> {
             return Ok(Kept::Checkpoint(self.run.state.copied()?));
         }
         let rows = schedule.offsets()[steps.end] - schedule.offsets()[steps.start];
-        Ok(Kept::Steps(StepTape::zeroed(&spec, rows, hidden)?))
+        Ok(Kept::Steps(StepTape::new(&spec, rows, hidden)?))
     }
 }

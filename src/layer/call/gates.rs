@@ -10,7 +10,7 @@ use crate::layer::merge::{Columns, unpack_columns};
 use crate::layer::stack::NamedGate;
 use crate::layer::tape::{DirectionTape, Kept, Segment, StepTape, Tape, outputs};
 use crate::layer::weights::ForwardWeights;
-use crate::memory::{filled, product};
+use crate::memory::{product, zeros};
 use crate::simd::Element;
 
 impl Call<'_> {
@@ -48,7 +48,7 @@ impl Call<'_> {
         let what = "the gates (T * B * G * H)";
         let (offsets, row_len) = (self.schedule.offsets(), self.slots_len());
         let len = product(&[self.schedule.packed_rows(), row_len], what)?;
-        let mut slots = filled(len, E::ZERO, what)?;
+        let mut slots = zeros(len, what)?;
         for Segment { steps, kept } in &tape.segments {
             let to = &mut slots[offsets[steps.start] * row_len..offsets[steps.end] * row_len];
             match kept {

@@ -29,7 +29,7 @@ use crate::layer::plan::{self, Pass};
 use crate::layer::stack::Execution;
 use crate::layer::tape::{DirectionState, Tape};
 use crate::layer::weights::{BackwardWeights, ForwardWeights, Params};
-use crate::memory::{filled, product};
+use crate::memory::{product, zeros};
 use crate::parallel::Team;
 use crate::shape::Schedule;
 use crate::simd::{Element, Level};
@@ -205,7 +205,7 @@ impl<'a> Call<'a> {
         ];
         let len = product(&sizes, what)?;
         (0..config.cell.state_members())
-            .map(|_| filled(len, E::ZERO, what))
+            .map(|_| zeros(len, what))
             .collect()
     }
 

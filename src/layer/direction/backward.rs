@@ -22,7 +22,7 @@ use crate::layer::products::{self, Chunk, Extent, Outputs, ParamGradients, Produ
 use crate::layer::stack::StateGradients;
 use crate::layer::tape::{DirectionState, DirectionTape, Kept, Segment, StepTape};
 use crate::layer::weights::{BackwardWeights, ForwardWeights};
-use crate::memory::{copied, filled, product};
+use crate::memory::{Buffer, copied, product, zeros};
 use crate::shape::Schedule;
 use crate::simd::Element;
 
@@ -91,11 +91,11 @@ pub struct BackwardBuffers<E> {
 /// What the recursion over a chunk leaves; empty where the direction has none.
 pub struct ChunkGradients<E> {
     /// [chunk, slots, H] dpre.
-    pub pre: Vec<E>,
+    pub pre: Buffer<E>,
     /// [chunk, H] m*h', when masked.
-    pub operand: Vec<E>,
+    pub operand: Buffer<E>,
     /// [chunk, H] r*m*h', of a two-stage cell.
-    pub reset_operand: Vec<E>,
+    pub reset_operand: Buffer<E>,
 }
 
 /// A segment and the tape of all its steps.
@@ -126,7 +126,7 @@ impl<E: Element> BackwardBuffers<E> {
             cuts,
             chunk: ChunkGradients::new(direction, rows)?,
             output: copied(&tape.last, "the final state (B * H)")?,
-            bias: filled(sums, E::ZERO, "the sums of the biases (G * H)")?,
+            bias: zeros(sums, "the sums of the biases (G * H)")?,
         })
     }
 }
@@ -137,7 +137,7 @@ impl<E: Element> ChunkGradients<E> {
         let what = "a chunk of gradients (rows * G * H)";
         let sized = |slots| {
             let len = product(&[rows, slots, direction.hidden], what)?;
-            filled(len, E::ZERO, what)
+            Buffer::stale(len, what)
         };
         Ok(Self {
             pre: sized(direction.spec.slots)?,

@@ -103,7 +103,7 @@ impl<E: Element> Direction<'_, E> {
         steps: &Range<usize>,
         start: &DirectionState<E>,
     ) -> Result<(StepTape<E>, DirectionState<E>)> {
-        let mut tape = StepTape::zeroed(&self.spec, self.rows_of(steps).len(), self.hidden)?;
+        let mut tape = StepTape::new(&self.spec, self.rows_of(steps).len(), self.hidden)?;
         let cuts = plan::row_ranges(self.schedule, means.team.size(), 1);
         let mut run = ForwardRun {
             direction: *self,
