@@ -106,7 +106,7 @@ lint-rust: $(VENV)/.created
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo clippy --all-targets --locked --features python -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked --document-private-items
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked --document-private-items --features python
 
 lint-python: $(VENV)/.test $(VENV)/.lint $(VENV)/.built
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ use crate::memory::{filled, product, reserved};
 /// N rows in all, `offsets[t] + r` for row `r` of step `t`. A batch without lengths is packed as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// [B] the caller's row that stands at each place.
+    /// `[B]` the caller's row that stands at each place.
     order: Vec<usize>,
     /// [steps + 1] the first packed row of each step, then N.
     offsets: Vec<usize>,

@@ -71,7 +71,7 @@ enum Work<'a, E> {
         n: usize,
         out: &'a mut [E],
     },
-    /// out [m] += sums of the columns `pre` of dpre.
+    /// out `[m]` += sums of the columns `pre` of dpre.
     Bias { pre: Range<usize>, out: &'a mut [E] },
     /// out [rows, I] = dpre W, or += when `add`.
     Input {

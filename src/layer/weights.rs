@@ -15,7 +15,7 @@ pub struct Params<'a, E> {
     pub weight_ih: &'a [E],
     /// [G*H, H]
     pub weight_hh: &'a [E],
-    /// [G*H] twice, input side and recurrent side.
+    /// `[G*H]` twice, input side and recurrent side.
     pub bias: Option<(&'a [E], &'a [E])>,
 }
 

@@ -64,7 +64,7 @@ pub struct OutputGradient<'a, E: Element> {
 pub struct BackwardTargets<'a, E> {
     /// dW and dU.
     pub params: ParamGradients<'a, E>,
-    /// [G*H] twice, input side and recurrent side.
+    /// `[G*H]` twice, input side and recurrent side.
     pub bias: Option<(&'a mut [E], &'a mut [E])>,
     /// [N, I]
     pub dx: &'a mut [E],
