@@ -5,6 +5,7 @@ PYTHON ?= python3
 ARGS ?=
 
 VENV := $(CURDIR)/.venv
+BENCH := $(CURDIR)/.venv-bench
 BIN := $(VENV)/bin
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 WHEEL_LIMIT := 2000000
@@ -28,12 +29,13 @@ ARM_PACKAGES := qemu-user gcc-aarch64-linux-gnu
 
 .DELETE_ON_ERROR:
 .PHONY: help build demo test test-rust test-python test-arm test-miri lint lint-rust lint-python \
-        fmt wheel check-import coverage clean
+        fmt wheel check-import coverage bench clean
 
 help:
 	@echo 'make demo          train the character model of examples/char_lm.py'
 	@echo 'make test          every test, Rust and Python'
 	@echo 'make lint          formats, lints, types, stubs, size of the wheel'
+	@echo 'make bench         race PyTorch, JAX, ONNX Runtime and OpenVINO (installs them: 6 GB)'
 	@echo 'CONTRIBUTING.md lists the rest.'
 
 # ---- Set-up --------------------------------------------------------------------------------------
@@ -91,12 +93,14 @@ test-arm:
 	rustup target add $(ARM)
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER='qemu-aarch64 -L /usr/aarch64-linux-gnu' \
+	RNNCORE_TEST_LEVELS=portable,neon \
 	    cargo test --profile checked --locked --target $(ARM) --lib --tests
 
+# The pool's workers live as long as the process: Miri would call that a leak.
 test-miri:
 	@cargo +nightly miri --version >/dev/null 2>&1 || \
 	    rustup toolchain install nightly --profile minimal --component miri,rust-src
-	cargo +nightly miri test --locked --test portable $(ARGS)
+	MIRIFLAGS=-Zmiri-ignore-leaks cargo +nightly miri test --locked --test portable $(ARGS)
 
 # ---- Looks ---------------------------------------------------------------------------------------
 
@@ -134,6 +138,24 @@ check-import: $(VENV)/.built
 coverage: $(VENV)/.test $(VENV)/.coverage $(VENV)/.built
 	bash tools/coverage.sh
 
+# ---- Benchmark -----------------------------------------------------------------------------------
+
+# The peers live in an environment of their own, with the wheel of this checkout beside them: tests
+# and looks never need it.
+$(BENCH)/.peers: $(VENV)/.created
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet torch onnxruntime openvino jax onnx matplotlib numpy
+	touch $@
+
+$(BENCH)/.wheel: $(BENCH)/.peers $(RUST_SOURCES) $(wildcard python/rnncore/*.py)
+	rm -rf $(BENCH)/wheel
+	$(BIN)/maturin build --release --locked --out $(BENCH)/wheel
+	$(BENCH)/bin/python -m pip install --quiet --force-reinstall --no-deps $(BENCH)/wheel/*.whl
+	touch $@
+
+bench: $(BENCH)/.wheel
+	$(BENCH)/bin/python benches/bench.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) target dist coverage
+	rm -rf $(VENV) $(BENCH) target dist coverage
 	find python -name '_core*.so' -delete

@@ -11,7 +11,7 @@
 //! writes: it walks the same shares in reverse, chunk by chunk, and turns each chunk into gradients of
 //! weights and inputs by plain products.
 //!
-//! Modules import downwards only: `error`, `memory` and `simd` know nobody; `math`, `shape`,
+//! Modules import downwards only: `error` and `simd` know nobody; then `memory`, `math`, `shape` and
 //! `parallel`; then `gemm` and `cell`, which do not know each other; then `layer`; then the Python
 //! seam, which computes nothing.
 

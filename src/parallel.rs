@@ -195,7 +195,12 @@ impl<'w> Team<'w> {
             }
         };
         pool.run(self.size.min(count), self.watch, &turn);
-        lock(&failure).take().map_or(Ok(()), Err)
+        match lock(&failure).take() {
+            Some(error) => Err(error),
+            // Nobody may have heard it: the caller asks also while it waits, and shares may be short.
+            None if self.watch.stopped.load(Ordering::Relaxed) => Err(Error::Interrupted),
+            None => Ok(()),
+        }
     }
 }
 

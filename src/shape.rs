@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result, shape_text};
-use crate::memory::{filled, product, reserved};
+use crate::memory::{copied, filled, product, reserved};
 
 /// Which rows a batch has at which step, and where they lie when it is packed.
 ///
@@ -14,7 +14,7 @@ use crate::memory::{filled, product, reserved};
 /// ones: for the forward direction rows only leave, for the reverse direction (steps taken from the
 /// end) rows only enter. A packed sequence holds, step after step, the active rows and nothing else:
 /// N rows in all, `offsets[t] + r` for row `r` of step `t`. A batch without lengths is packed as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// `[B]` the caller's row that stands at each place.
     order: Vec<usize>,
@@ -65,7 +65,8 @@ impl Schedule {
         product(&[time, batch], "x (T * B)")?;
         let mut order = reserved(batch, "the row order")?;
         order.extend(0..batch);
-        order.sort_by_key(|&row| std::cmp::Reverse(lengths[row]));
+        // Unstable, because a stable sort allocates: the row itself keeps equal lengths in order.
+        order.sort_unstable_by_key(|&row| (std::cmp::Reverse(lengths[row]), row));
         let steps = order.first().map_or(0, |&row| lengths[row] as usize);
         let mut offsets = filled(steps + 1, 0, "the step offsets")?;
         let mut active = batch;
@@ -85,6 +86,15 @@ impl Schedule {
             offsets,
             time,
             ragged,
+        })
+    }
+
+    /// A copy.
+    pub fn copied(&self) -> Result<Self> {
+        Ok(Self {
+            order: copied(&self.order, "the row order")?,
+            offsets: copied(&self.offsets, "the step offsets")?,
+            ..*self
         })
     }
 

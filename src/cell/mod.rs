@@ -228,7 +228,7 @@ impl Spec {
 pub enum Update {
     /// `h = z*h' + (1-z)*n` (PyTorch, Keras, ONNX).
     Keep,
-    /// `h = (1-z)*h' + z*n` (Cho et al. 2014 in many textbooks; Zhou et al. 2016).
+    /// `h = (1-z)*h' + z*n` (Chung et al. 2014; Zhou et al. 2016).
     Write,
 }
 

@@ -208,6 +208,22 @@ impl Config {
         format!("l{layer}{}", if direction == 1 { "_reverse" } else { "" })
     }
 
+    /// How many parameters.
+    pub fn param_count(&self) -> usize {
+        self.layers * self.directions() * self.params_per_direction()
+    }
+
+    /// Rows and columns of the parameter at `index` in PyTorch's order; a bias has one column.
+    pub fn param_shape(&self, index: usize) -> (usize, usize) {
+        let own = self.params_per_direction();
+        let columns = match index % own {
+            0 => self.input_of(index / (own * self.directions())),
+            1 => self.hidden,
+            _ => 1,
+        };
+        (self.cell.gates() * self.hidden, columns)
+    }
+
     /// Name and shape of every parameter, in PyTorch's order.
     pub fn params(&self) -> Vec<(String, Vec<usize>)> {
         let (rows, hidden) = (self.cell.gates() * self.hidden, self.hidden);

@@ -5,6 +5,7 @@
 
 use crate::error::Result;
 use crate::memory::{product, zeros};
+use crate::parallel::Meter;
 use crate::shape::Schedule;
 use crate::simd::Element;
 
@@ -14,6 +15,9 @@ enum Kind {
     BetweenLayers = 0,
     Recurrent = 1,
 }
+
+/// Drawing a value costs about as much as so many multiply-adds.
+const HASH: usize = 30;
 
 /// The time index of a mask that holds for all steps.
 const NO_TIME: u64 = u64::MAX;
@@ -53,7 +57,8 @@ impl Masks {
         schedule: &Schedule,
         width: usize,
         values: &mut [E],
-    ) {
+        meter: &Meter<'_>,
+    ) -> Result<()> {
         let mut rows = values.chunks_exact_mut(width);
         for t in 0..schedule.steps() {
             let stream = self.stream(Kind::BetweenLayers, layer, 0, t as u64);
@@ -69,8 +74,10 @@ impl Masks {
                         None => E::ZERO,
                     };
                 }
+                meter.spend(HASH * width)?;
             }
         }
+        Ok(())
     }
 
     /// [B, H] in the schedule's order: what multiplies h' inside the recurrent product, at all steps.
@@ -103,20 +110,29 @@ fn keep<E: Element>(bits: u64, p: f64) -> Option<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parallel::Watch;
 
     #[test]
     fn masks_keep_their_share_and_repeat() {
         let schedule = Schedule::ragged(50, 4, &[50, 10, 0, 30]).unwrap();
+        let watch = Watch::unattended();
+        let meter = watch.meter();
         let masks = Masks { seed: 3, call: 1 };
         let mut values = vec![1f64; schedule.packed_rows() * 16];
-        masks.between_layers(0, 0.25, &schedule, 16, &mut values);
+        masks
+            .between_layers(0, 0.25, &schedule, 16, &mut values, &meter)
+            .unwrap();
         let kept = values.iter().filter(|&&v| v != 0.0).count() as f64 / values.len() as f64;
         assert!((kept - 0.75).abs() < 0.04, "{kept}");
         assert!(values.iter().all(|&v| v == 0.0 || v == 1.0 / 0.75));
         let mut again = vec![1f64; values.len()];
-        masks.between_layers(0, 0.25, &schedule, 16, &mut again);
+        masks
+            .between_layers(0, 0.25, &schedule, 16, &mut again, &meter)
+            .unwrap();
         assert_eq!(values, again);
-        Masks { call: 2, ..masks }.between_layers(0, 0.25, &schedule, 16, &mut again);
+        Masks { call: 2, ..masks }
+            .between_layers(0, 0.25, &schedule, 16, &mut again, &meter)
+            .unwrap();
         assert_ne!(values, again);
     }
 
@@ -133,9 +149,13 @@ mod tests {
 
     #[test]
     fn dropped_is_zero_even_where_the_value_is_not_finite() {
+        let watch = Watch::unattended();
+        let meter = watch.meter();
         let schedule = Schedule::dense(1, 1).unwrap();
         let mut values = vec![f64::NAN; 64];
-        Masks { seed: 0, call: 0 }.between_layers(0, 0.5, &schedule, 64, &mut values);
+        Masks { seed: 0, call: 0 }
+            .between_layers(0, 0.5, &schedule, 64, &mut values, &meter)
+            .unwrap();
         assert!(values.contains(&0.0));
     }
 }

@@ -73,6 +73,17 @@ impl<E: Element> Frozen<E> {
         })
     }
 
+    /// Multiply-adds of a step.
+    pub fn work(&self) -> usize {
+        let values: usize = (0..self.config.layers)
+            .map(|layer| self.config.input_of(layer) + self.config.hidden)
+            .sum();
+        let rows = self
+            .batch()
+            .saturating_mul(self.config.cell.gates() * self.config.hidden);
+        rows.saturating_mul(values)
+    }
+
     /// What was frozen.
     pub fn config(&self) -> &Config {
         &self.config
@@ -86,12 +97,12 @@ impl<E: Element> Frozen<E> {
     /// One step of every stream: `y` [B, H] from `x` [B, I]. Allocates nothing, takes no lock.
     ///
     /// # Errors
-    /// Slices of a wrong size.
-    pub fn step(&mut self, x: &[E], y: &mut [E]) -> Result<()> {
+    /// Slices of a wrong size; or a watch that stopped the step, whose state is then neither the old
+    /// one nor the new one: set or reset it.
+    pub fn step(&mut self, x: &[E], y: &mut [E], watch: &Watch<'_>) -> Result<()> {
         self.check_row("x", "I", self.config.input, x.len())?;
         self.check_row("out", "H", self.config.hidden, y.len())?;
         let (config, still) = (&self.config, &self.still);
-        let watch = Watch::unattended();
         let last = self.layers.len() - 1;
         for layer in 0..=last {
             let (below, at) = self.layers.split_at_mut(layer);
@@ -115,7 +126,7 @@ impl<E: Element> Frozen<E> {
     /// the state as it was.
     ///
     /// # Errors
-    /// x of a wrong shape, memory that cannot be had, or a watch that stopped the call.
+    /// x of a wrong shape or with lengths, memory that cannot be had, or a watch that stopped the call.
     pub fn run(&mut self, execution: &Execution<'_>, input: Input<'_, E>) -> Result<Vec<E>> {
         let schedule = self.schedule_of(&input)?;
         let (config, batch_first) = (&self.config, input.batch_first);
@@ -123,19 +134,28 @@ impl<E: Element> Frozen<E> {
             Cow::Borrowed(input.values)
         } else {
             let (values, what) = (input.values, "the copy of x (T * B * I)");
-            Cow::Owned(pack(values, &schedule, batch_first, config.input, what)?)
+            let meter = execution.watch.meter();
+            Cow::Owned(pack(
+                values,
+                &schedule,
+                batch_first,
+                config.input,
+                what,
+                &meter,
+            )?)
         };
-        let threads = plan::threads(config, &schedule, Pass::Forward, execution.threads);
+        let threads = plan::threads(config, &schedule, Pass::Forward, 1, execution.threads);
         let team = Team::assemble(threads, &execution.watch);
         let means = Means::of::<E>(&team, self.level);
-        let mut states = Vec::with_capacity(config.layers);
+        let mut states = crate::memory::reserved(config.layers, "the states (L)")?;
         for layer in 0..config.layers {
             let (y, state) = self.run_layer(layer, means, &schedule, &sequence)?;
             sequence = Cow::Owned(y);
             states.push(state);
         }
         let (packed, hidden) = (sequence.into_owned(), config.hidden);
-        let y = unpack(packed, &schedule, batch_first, hidden, "y (T * B * H)")?;
+        let (what, meter) = ("y (T * B * H)", execution.watch.meter());
+        let y = unpack(packed, &schedule, batch_first, hidden, what, &meter)?;
         for (frozen, state) in self.layers.iter_mut().zip(states) {
             frozen.state = state;
         }
@@ -148,11 +168,23 @@ impl<E: Element> Frozen<E> {
         if batch != self.batch() || features != self.config.input {
             let (b, i) = (self.batch(), self.config.input);
             let expected = if input.batch_first {
-                format!("({b}, T, {i})")
+                format!("(B, T, I) = ({b}, T, {i})")
             } else {
-                format!("(T, {b}, {i})")
+                format!("(T, B, I) = (T, {b}, {i})")
             };
             return Err(Error::shape("x", expected, shape_text(&input.shape)));
+        }
+        let len = input.values.len();
+        if len != product(&input.shape, "x (T * B * I)")? {
+            return Err(Error::shape(
+                "x",
+                shape_text(&input.shape),
+                shape_text(&[len]),
+            ));
+        }
+        if input.lengths.is_some() {
+            let expected = "none: every stream of a frozen layer takes every step";
+            return Err(Error::value("lengths", expected, "an array"));
         }
         Schedule::dense(time, batch)
     }

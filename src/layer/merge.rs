@@ -3,8 +3,24 @@
 use crate::error::Result;
 use crate::layer::config::Merge;
 use crate::memory::{product, reserved, zeros};
+use crate::parallel::Meter;
 use crate::shape::Schedule;
 use crate::simd::Element;
+
+/// Moving a value costs about as much as so many multiply-adds.
+const COPY: usize = 8;
+
+/// Values that are moved between two looks at the watch.
+const PIECE: usize = 1 << 18;
+
+/// Copies what is as long.
+pub fn copy<E: Element>(from: &[E], to: &mut [E], meter: &Meter<'_>) -> Result<()> {
+    for (from, to) in from.chunks(PIECE).zip(to.chunks_mut(PIECE)) {
+        to.copy_from_slice(from);
+        meter.spend(COPY * from.len())?;
+    }
+    Ok(())
+}
 
 /// The caller's row of each packed row: where row (t, place) stands in (T, B, ..) or (B, T, ..).
 fn caller_rows(schedule: &Schedule, batch_first: bool) -> impl Iterator<Item = usize> + '_ {
@@ -29,14 +45,19 @@ pub fn pack<E: Element>(
     batch_first: bool,
     width: usize,
     what: &str,
+    meter: &Meter<'_>,
 ) -> Result<Vec<E>> {
     let mut packed = reserved(product(&[schedule.packed_rows(), width], what)?, what)?;
     if schedule.is_plain(batch_first) {
-        packed.extend_from_slice(&values[..schedule.packed_rows() * width]);
+        for piece in values[..schedule.packed_rows() * width].chunks(PIECE) {
+            packed.extend_from_slice(piece);
+            meter.spend(COPY * piece.len())?;
+        }
         return Ok(packed);
     }
     for row in caller_rows(schedule, batch_first) {
         packed.extend_from_slice(&values[row * width..(row + 1) * width]);
+        meter.spend(COPY * width)?;
     }
     Ok(packed)
 }
@@ -49,6 +70,7 @@ pub fn unpack<E: Element>(
     batch_first: bool,
     width: usize,
     what: &str,
+    meter: &Meter<'_>,
 ) -> Result<Vec<E>> {
     if schedule.is_plain(batch_first) {
         return Ok(packed);
@@ -59,7 +81,7 @@ pub fn unpack<E: Element>(
         first: 0,
         width,
     };
-    unpack_columns(columns, schedule, batch_first, what)
+    unpack_columns(columns, schedule, batch_first, what, meter)
 }
 
 /// Neighbouring columns of packed rows.
@@ -81,6 +103,7 @@ pub fn unpack_columns<E: Element>(
     schedule: &Schedule,
     batch_first: bool,
     what: &str,
+    meter: &Meter<'_>,
 ) -> Result<Vec<E>> {
     let Columns {
         packed,
@@ -93,6 +116,7 @@ pub fn unpack_columns<E: Element>(
     let rows = packed.chunks_exact(row_len);
     for (from, row) in rows.zip(caller_rows(schedule, batch_first)) {
         values[row * width..(row + 1) * width].copy_from_slice(&from[first..first + width]);
+        meter.spend(COPY * width)?;
     }
     Ok(values)
 }
@@ -123,25 +147,41 @@ pub fn unpack_state<E: Element>(packed: &[E], schedule: &Schedule, hidden: usize
 }
 
 /// Two directions [N, H] into one sequence [N, H]; concatenation needs no work, they are written so.
-pub fn merge<E: Element>(merge: Merge, forward: &mut [E], reverse: &[E]) {
+pub fn merge<E: Element>(
+    merge: Merge,
+    forward: &mut [E],
+    reverse: &[E],
+    meter: &Meter<'_>,
+) -> Result<()> {
     let half = E::from_f64(0.5);
-    for (a, &b) in forward.iter_mut().zip(reverse) {
-        *a = match merge {
-            Merge::Sum => *a + b,
-            Merge::Mean => (*a + b) * half,
-            Merge::Mul => *a * b,
-            Merge::Concat => unreachable!("directions are concatenated where they are written"),
-        };
+    for (forward, reverse) in forward.chunks_mut(PIECE).zip(reverse.chunks(PIECE)) {
+        for (a, &b) in forward.iter_mut().zip(reverse) {
+            *a = match merge {
+                Merge::Sum => *a + b,
+                Merge::Mean => (*a + b) * half,
+                Merge::Mul => *a * b,
+                Merge::Concat => unreachable!("directions are concatenated where they are written"),
+            };
+        }
+        meter.spend(COPY * reverse.len())?;
     }
+    Ok(())
 }
 
 /// The gradient of each direction from that of the merged sequence, where it is not the same array:
 /// half of it for the mean, times the other direction's output for the product.
-pub fn merge_backward<E: Element>(dy: &[E], other: Option<&[E]>) -> Result<Vec<E>> {
+pub fn merge_backward<E: Element>(
+    dy: &[E],
+    other: Option<&[E]>,
+    meter: &Meter<'_>,
+) -> Result<Vec<E>> {
     let mut part = reserved(dy.len(), "the gradient of a direction (N * H)")?;
-    match other {
-        None => part.extend(dy.iter().map(|&d| d * E::from_f64(0.5))),
-        Some(other) => part.extend(dy.iter().zip(other).map(|(&d, &h)| d * h)),
+    for (k, dy) in dy.chunks(PIECE).enumerate() {
+        match other {
+            None => part.extend(dy.iter().map(|&d| d * E::from_f64(0.5))),
+            Some(other) => part.extend(dy.iter().zip(&other[k * PIECE..]).map(|(&d, &h)| d * h)),
+        }
+        meter.spend(COPY * dy.len())?;
     }
     Ok(part)
 }
@@ -149,21 +189,23 @@ pub fn merge_backward<E: Element>(dy: &[E], other: Option<&[E]>) -> Result<Vec<E
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parallel::Watch;
 
     #[test]
     fn packing_and_back_zeroes_the_padding() {
+        let watch = Watch::unattended();
         let schedule = Schedule::ragged(3, 2, &[1, 3]).unwrap();
         for batch_first in [false, true] {
             let at = |t: usize, b: usize| if batch_first { b * 3 + t } else { t * 2 + b };
             let values: Vec<f32> = (0..12).map(|k| k as f32 + 1.0).collect();
-            let packed = pack(&values, &schedule, batch_first, 2, "x").unwrap();
+            let packed = pack(&values, &schedule, batch_first, 2, "x", &watch.meter()).unwrap();
             let rows = [at(0, 1), at(0, 0), at(1, 1), at(2, 1)];
             let expected: Vec<f32> = rows
                 .iter()
                 .flat_map(|&r| values[2 * r..2 * r + 2].to_vec())
                 .collect();
             assert_eq!(packed, expected);
-            let back = unpack(packed, &schedule, batch_first, 2, "y").unwrap();
+            let back = unpack(packed, &schedule, batch_first, 2, "y", &watch.meter()).unwrap();
             for t in 0..3 {
                 for b in 0..2 {
                     let row = at(t, b);

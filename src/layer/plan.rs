@@ -3,7 +3,8 @@
 //! **How many.** A thread is worth waking for [`WORTH_A_THREAD`] multiply-adds, so a call takes as many
 //! threads as its work contains that often: N rows times what a row costs in the widest layer,
 //! `G * H * (I + H)`, and twice that on the way back, for the gradients of the parameters and of x. More
-//! threads than shares would idle.
+//! threads than shares would idle. With checkpoints the work of one segment counts, because each segment
+//! is dispatched on its own, and a worker that must wait for its core would hold up every one of them.
 //!
 //! **Which shares.** A share is a range of rows of one direction, for all steps: no worker waits for
 //! another within them.
@@ -35,8 +36,15 @@ pub enum Pass {
     Backward,
 }
 
-/// How many threads a pass is worth, at least 1 and `most` at most.
-pub fn threads(config: &Config, schedule: &Schedule, pass: Pass, most: usize) -> usize {
+/// How many threads a pass is worth, at least 1 and `most` at most. `segments` is how many ranges of
+/// steps follow one another, each with a dispatch of its own.
+pub fn threads(
+    config: &Config,
+    schedule: &Schedule,
+    pass: Pass,
+    segments: usize,
+    most: usize,
+) -> usize {
     let (shares, times) = match pass {
         Pass::Forward => (schedule.batch().saturating_mul(config.directions()), 1),
         Pass::Backward => (schedule.batch(), 2),
@@ -46,7 +54,7 @@ pub fn threads(config: &Config, schedule: &Schedule, pass: Pass, most: usize) ->
         .map(|layer| config.input_of(layer).saturating_add(config.hidden))
         .fold(0, usize::max);
     let row = width.saturating_mul(config.cell.gates() * config.hidden * times);
-    let work = schedule.packed_rows().saturating_mul(row);
+    let work = schedule.packed_rows().saturating_mul(row) / segments.max(1);
     most.min(work / WORTH_A_THREAD).min(shares).max(1)
 }
 
@@ -79,7 +87,7 @@ mod tests {
     fn threads_follow_the_work_and_then_the_shares() {
         let threads = |time, batch, pass, most| {
             let schedule = Schedule::dense(time, batch).unwrap();
-            threads(&config(false), &schedule, pass, most)
+            threads(&config(false), &schedule, pass, 1, most)
         };
         assert_eq!(threads(0, 100, Pass::Forward, 8), 1);
         assert_eq!(threads(1, 99, Pass::Forward, 8), 1);
@@ -92,7 +100,7 @@ mod tests {
     #[test]
     fn forward_shares_both_directions_and_backward_one() {
         let schedule = Schedule::dense(1000, 3).unwrap();
-        let threads = |pass| threads(&config(true), &schedule, pass, 8);
+        let threads = |pass| threads(&config(true), &schedule, pass, 1, 8);
         assert_eq!((threads(Pass::Forward), threads(Pass::Backward)), (6, 3));
         assert_eq!(row_ranges(&schedule, 6, 2), [0..1, 1..2, 2..3]);
         assert_eq!(row_ranges(&schedule, 3, 2), [0..2, 2..3]);
@@ -106,6 +114,7 @@ mod tests {
             ..config(false)
         };
         // I = H from the second layer on: 4 * 100 * 200 multiply-adds a row.
-        assert_eq!(threads(&deep, &schedule, Pass::Forward, 8), 3);
+        assert_eq!(threads(&deep, &schedule, Pass::Forward, 1, 8), 3);
+        assert_eq!(threads(&deep, &schedule, Pass::Forward, 2, 8), 1);
     }
 }

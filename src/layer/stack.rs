@@ -143,8 +143,18 @@ impl Stack {
         if options.checkpoint == Some(0) {
             return Err(Error::value("checkpoint", "at least 1", 0));
         }
-        let masks = options.masks;
-        let call = Call::new(config, execution, &schedule, masks, Pass::Forward)?;
+        let (masks, steps) = (options.masks, schedule.steps());
+        let segments = match options.checkpoint {
+            Some(every) if options.training => steps.div_ceil(every),
+            _ => 1,
+        };
+        let call = Call::new(
+            config,
+            execution,
+            &schedule,
+            masks,
+            (Pass::Forward, segments),
+        )?;
         call.forward(params, input, state, options)
     }
 
@@ -170,7 +180,13 @@ impl Stack {
             let parts = dstate.iter().map(|part| part.map(<[E]>::len));
             self.check_state("dstate", parts, schedule.batch())?;
         }
-        let call = Call::new(config, execution, schedule, masks, Pass::Backward)?;
+        let call = Call::new(
+            config,
+            execution,
+            schedule,
+            masks,
+            (Pass::Backward, tape.segments()),
+        )?;
         call.backward(params, tape, dy, dstate, options)
     }
 
@@ -187,22 +203,37 @@ impl Stack {
     ) -> Result<Vec<Vec<NamedGate<E>>>> {
         self.check_tape(params, tape)?;
         let (config, schedule, masks) = (&self.config, &tape.schedule, tape.masks);
-        let call = Call::new(config, execution, schedule, masks, Pass::Forward)?;
+        let call = Call::new(
+            config,
+            execution,
+            schedule,
+            masks,
+            (Pass::Forward, tape.segments()),
+        )?;
         call.gates(params, tape)
     }
 
     // ---- Checks ------------------------------------------------------------------------------------
 
     pub(crate) fn check_params<E>(&self, params: &[&[E]]) -> Result<()> {
-        let expected = self.config.params();
-        if params.len() != expected.len() {
-            let expected = format!("{} arrays", expected.len());
-            return Err(Error::value("params", expected, params.len()));
+        let count = self.config.param_count();
+        if params.len() != count {
+            return Err(Error::value(
+                "params",
+                format!("{count} arrays"),
+                params.len(),
+            ));
         }
-        for (param, (name, shape)) in params.iter().zip(expected) {
-            if param.len() != shape.iter().product::<usize>() {
-                let got = shape_text(&[param.len()]);
-                return Err(Error::shape(name, shape_text(&shape), got));
+        for (index, param) in params.iter().enumerate() {
+            let (rows, columns) = self.config.param_shape(index);
+            if param.len() != rows * columns {
+                // Names are made for the error alone.
+                let (name, shape) = self.config.params().swap_remove(index);
+                return Err(Error::shape(
+                    name,
+                    shape_text(&shape),
+                    shape_text(&[param.len()]),
+                ));
             }
         }
         Ok(())

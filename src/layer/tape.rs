@@ -127,6 +127,13 @@ impl<E: Element> Tape<E> {
         self.batch_first
     }
 
+    /// How many ranges of steps follow one another.
+    pub(crate) fn segments(&self) -> usize {
+        self.directions
+            .first()
+            .map_or(1, |direction| direction.segments.len())
+    }
+
     /// T and B of the call.
     pub fn sizes(&self) -> (usize, usize) {
         (self.schedule.time(), self.schedule.batch())

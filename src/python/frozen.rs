@@ -1,15 +1,19 @@
 //! `Frozen`: packed weights and a state, one step at a time.
 
+#![allow(unsafe_code)]
+
+use numpy::npyffi::NPY_ARRAY_WRITEABLE;
 use numpy::{PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyList, PyTuple};
 
 use super::detach;
 use super::stack::{Number, array, borrow, execution, is_plain, not_plain, slice};
 use crate::error::{Error, shape_text};
 use crate::layer::{self, Input};
 use crate::memory;
+use crate::parallel::Watch;
 
 /// Streams of either element.
 pub(crate) enum AnyStreams {
@@ -137,15 +141,40 @@ fn step<'py, E: Number>(
             return Err(Error::shape("x_t", expected, shape_text(x.shape())).into());
         }
     };
-    let readable = x.try_readonly().map_err(|_| {
-        PyValueError::new_err("x_t: expected an array that nobody writes to, got one in use")
-    })?;
-    let x = slice("x_t", &readable)?;
     let Some(out) = out else {
         let mut y = memory::zeros(batch * hidden, "y_t")?;
-        streams.step(x, &mut y)?;
+        // SAFETY: `x` is plain (`converted`), and nothing of it outlives this call.
+        advance(py, streams, unsafe { values(&x) }, &mut y)?;
         return array(py, y, shape);
     };
+    let target = writeable::<E>(&out, shape, &x)?;
+    // SAFETY: both are plain, `target` may be written to and shares no memory with `x`
+    // (`writeable`), and neither slice outlives this call. Another thread that writes to them
+    // meanwhile gives undefined numbers, no more. The borrow table of the binding, which would see
+    // such a thread, allocates: a step must not.
+    unsafe {
+        let y = std::slice::from_raw_parts_mut(target.data(), target.len());
+        advance(py, streams, values(&x), y)?;
+    }
+    Ok(out)
+}
+
+/// The values of an array.
+///
+/// # Safety
+/// * The array is plain (C-contiguous and aligned).
+/// * Nobody resizes or frees it while the slice lives.
+unsafe fn values<'a, E: Number>(array: &'a Bound<'_, PyArrayDyn<E>>) -> &'a [E] {
+    // SAFETY: the caller vouches for it.
+    unsafe { std::slice::from_raw_parts(array.data(), array.len()) }
+}
+
+/// `out` as an array of E that may be written to: of that shape, plain, and apart from `x`.
+fn writeable<'a, 'py, E: Number>(
+    out: &'a Bound<'py, PyAny>,
+    shape: &[usize],
+    x: &Bound<'py, PyArrayDyn<E>>,
+) -> PyResult<&'a Bound<'py, PyArrayDyn<E>>> {
     let target = out.cast::<PyArrayDyn<E>>().map_err(|_| {
         let got = out
             .getattr("dtype")
@@ -153,19 +182,46 @@ fn step<'py, E: Number>(
         PyTypeError::new_err(format!("out: expected an array of {}, got {got}", E::NAME))
     })?;
     if target.shape() != shape {
-        return Err(Error::shape("out", shape_text(shape), shape_text(target.shape())).into());
+        let letters = if shape.len() == 1 { "(H,)" } else { "(B, H)" };
+        let expected = format!("{letters} = {}", shape_text(shape));
+        return Err(Error::shape("out", expected, shape_text(target.shape())).into());
     }
     if !is_plain(target) {
         return Err(not_plain("out"));
     }
-    let mut writeable = target.try_readwrite().map_err(|_| {
+    // SAFETY: a live array object.
+    let flags = unsafe { (*target.as_array_ptr()).flags };
+    let (from, to) = (x.data().addr(), target.data().addr());
+    let apart = from + x.len() * size_of::<E>() <= to || to + target.len() * size_of::<E>() <= from;
+    if flags & NPY_ARRAY_WRITEABLE == 0 || !apart {
         let expected = "out: expected a writeable array that shares no memory with x_t";
-        PyValueError::new_err(format!("{expected}, got a read-only or overlapping one"))
-    })?;
-    let y = writeable.as_slice_mut().map_err(|_| not_plain("out"))?;
-    streams.step(x, y)?;
-    drop(writeable);
-    Ok(out)
+        let got = if apart {
+            "a read-only one"
+        } else {
+            "an overlapping one"
+        };
+        return Err(PyValueError::new_err(format!("{expected}, got {got}")));
+    }
+    Ok(target)
+}
+
+/// Multiply-adds from which a step releases the interpreter: half a millisecond, where a fifth of a
+/// microsecond more does not count.
+const WORTH_DETACHING: usize = 20_000_000;
+
+fn advance<E: Number>(
+    py: Python<'_>,
+    streams: &mut layer::Frozen<E>,
+    x: &[E],
+    y: &mut [E],
+) -> PyResult<()> {
+    if streams.work() < WORTH_DETACHING {
+        return Ok(streams.step(x, y, &Watch::unattended())?);
+    }
+    detach(py, |interrupt| {
+        let poll = || interrupt.requested();
+        streams.step(x, y, &Watch::new(&poll))
+    })
 }
 
 fn run<'py, E: Number>(
@@ -227,15 +283,15 @@ fn state<'py, E: Number>(
 fn set_state<E: Number>(streams: &mut layer::Frozen<E>, state: &Bound<'_, PyAny>) -> PyResult<()> {
     let config = streams.config();
     let shape = [config.layers, streams.batch(), config.hidden];
-    let parts: Vec<Bound<'_, PyAny>> = if config.cell.has_cell_state() {
-        state.extract().map_err(|_| {
-            PyTypeError::new_err(format!(
-                "state: expected the pair (h, c), got {}",
-                state.get_type()
-            ))
-        })?
-    } else {
-        vec![state.clone()]
+    let pair = state.is_instance_of::<PyTuple>() || state.is_instance_of::<PyList>();
+    let parts: Vec<Bound<'_, PyAny>> = match (config.cell.has_cell_state(), pair) {
+        (true, true) if state.len()? == 2 => vec![state.get_item(0)?, state.get_item(1)?],
+        (true, _) => {
+            let got = state.get_type();
+            let message = format!("state: expected the pair (h, c), got {got}");
+            return Err(PyTypeError::new_err(message));
+        }
+        (false, _) => vec![state.clone()],
     };
     let arrays: Vec<_> = parts
         .iter()
@@ -266,31 +322,21 @@ fn set_state<E: Number>(streams: &mut layer::Frozen<E>, state: &Bound<'_, PyAny>
     Ok(streams.set_state(&slices)?)
 }
 
-/// Row numbers: an integer or a sequence of them.
+/// Row numbers: an integer or a sequence of them, by way of the package's own conversion.
 fn rows_of(rows: &Bound<'_, PyAny>, batch: usize) -> PyResult<Vec<usize>> {
-    let expected = |_| {
-        PyTypeError::new_err(format!(
-            "rows: expected integers from 0 to B - 1 = {}, got {}",
-            batch - 1,
-            rows.get_type()
-        ))
-    };
-    let numbers = rows
-        .extract::<i64>()
-        .map(|row| vec![row])
-        .or_else(|_| rows.extract::<Vec<i64>>())
-        .map_err(expected)?;
-    let row_of = |row: i64| {
-        usize::try_from(row).map_err(|_| {
-            Error::value(
-                "rows",
-                format!("integers from 0 to B - 1 = {}", batch - 1),
-                row,
-            )
-        })
-    };
-    Ok(numbers
-        .into_iter()
-        .map(row_of)
-        .collect::<crate::error::Result<_>>()?)
+    let parameters = rows.py().import("rnncore.parameters")?;
+    let numbers = parameters
+        .getattr("as_integer_array")?
+        .call1(("rows", rows))?;
+    let borrowed = borrow::<i64>("rows", &numbers)?;
+    let numbers = slice("rows", &borrowed)?;
+    let mut rows = memory::reserved(numbers.len(), "rows")?;
+    for &number in numbers {
+        let row = usize::try_from(number).map_err(|_| {
+            let expected = format!("integers from 0 to B - 1 = {}", batch - 1);
+            Error::value("rows", expected, number)
+        })?;
+        rows.push(row);
+    }
+    Ok(rows)
 }

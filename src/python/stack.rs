@@ -1,5 +1,6 @@
 //! `Stack` and `Tape`: layers without their parameters, which stay NumPy arrays.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use numpy::ndarray::ArrayD;
@@ -8,7 +9,7 @@ use numpy::{
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::frozen::{AnyStreams, Frozen};
 use super::{config, detach};
@@ -17,6 +18,7 @@ use crate::error::{Error, Result, shape_text};
 use crate::layer::{
     self, BackwardOptions, CellKind, Config, Execution, ForwardOptions, Input, Masks, Merge,
 };
+use crate::memory;
 use crate::parallel::Watch;
 use crate::simd::Element;
 
@@ -175,7 +177,7 @@ impl Stack {
     fn forward<'py>(
         &self,
         py: Python<'py>,
-        params: Vec<Bound<'py, PyAny>>,
+        params: &Bound<'py, PyList>,
         x: &Bound<'py, PyAny>,
         state: Option<Vec<Bound<'py, PyAny>>>,
         lengths: Option<&Bound<'py, PyAny>>,
@@ -191,9 +193,9 @@ impl Stack {
             checkpoint,
         };
         if self.double {
-            self.forward_as::<f64>(py, &params, x, state, lengths, batch_first, options)
+            self.forward_as::<f64>(py, params, x, state, lengths, batch_first, options)
         } else {
-            self.forward_as::<f32>(py, &params, x, state, lengths, batch_first, options)
+            self.forward_as::<f32>(py, params, x, state, lengths, batch_first, options)
         }
     }
 
@@ -201,7 +203,7 @@ impl Stack {
     fn backward<'py>(
         &self,
         py: Python<'py>,
-        params: Vec<Bound<'py, PyAny>>,
+        params: &Bound<'py, PyList>,
         tape: &Tape,
         dy: Option<&Bound<'py, PyAny>>,
         dstate: Option<Vec<Option<Bound<'py, PyAny>>>>,
@@ -209,9 +211,9 @@ impl Stack {
     ) -> PyResult<BackwardResult<'py>> {
         let options = BackwardOptions { state_grads };
         if self.double {
-            self.backward_as::<f64>(py, &params, tape, dy, dstate, options)
+            self.backward_as::<f64>(py, params, tape, dy, dstate, options)
         } else {
-            self.backward_as::<f32>(py, &params, tape, dy, dstate, options)
+            self.backward_as::<f32>(py, params, tape, dy, dstate, options)
         }
     }
 
@@ -219,13 +221,13 @@ impl Stack {
     fn gates<'py>(
         &self,
         py: Python<'py>,
-        params: Vec<Bound<'py, PyAny>>,
+        params: &Bound<'py, PyList>,
         tape: &Tape,
     ) -> PyResult<Bound<'py, PyDict>> {
         if self.double {
-            self.gates_as::<f64>(py, &params, tape)
+            self.gates_as::<f64>(py, params, tape)
         } else {
-            self.gates_as::<f32>(py, &params, tape)
+            self.gates_as::<f32>(py, params, tape)
         }
     }
 
@@ -233,14 +235,14 @@ impl Stack {
     fn freeze(
         &self,
         py: Python<'_>,
-        params: Vec<Bound<'_, PyAny>>,
+        params: &Bound<'_, PyList>,
         batch_size: usize,
         batch_first: bool,
     ) -> PyResult<Frozen> {
         let streams = if self.double {
-            AnyStreams::F64(self.freeze_as(py, &params, batch_size)?)
+            AnyStreams::F64(self.freeze_as(py, params, batch_size)?)
         } else {
-            AnyStreams::F32(self.freeze_as(py, &params, batch_size)?)
+            AnyStreams::F32(self.freeze_as(py, params, batch_size)?)
         };
         Ok(Frozen::new(streams, batch_first))
     }
@@ -251,7 +253,7 @@ impl Stack {
     fn forward_as<'py, E: Number>(
         &self,
         py: Python<'py>,
-        params: &[Bound<'py, PyAny>],
+        params: &Bound<'py, PyList>,
         x: &Bound<'py, PyAny>,
         state: Option<Vec<Bound<'py, PyAny>>>,
         lengths: Option<&Bound<'py, PyAny>>,
@@ -331,7 +333,7 @@ impl Stack {
     fn backward_as<'py, E: Number>(
         &self,
         py: Python<'py>,
-        params: &[Bound<'py, PyAny>],
+        params: &Bound<'py, PyList>,
         tape: &Tape,
         dy: Option<&Bound<'py, PyAny>>,
         dstate: Option<Vec<Option<Bound<'py, PyAny>>>>,
@@ -407,7 +409,7 @@ impl Stack {
     fn gates_as<'py, E: Number>(
         &self,
         py: Python<'py>,
-        params: &[Bound<'py, PyAny>],
+        params: &Bound<'py, PyList>,
         tape: &Tape,
     ) -> PyResult<Bound<'py, PyDict>> {
         let params = self.borrow_params::<E>(params)?;
@@ -438,7 +440,7 @@ impl Stack {
     fn freeze_as<E: Number>(
         &self,
         py: Python<'_>,
-        params: &[Bound<'_, PyAny>],
+        params: &Bound<'_, PyList>,
         batch: usize,
     ) -> PyResult<layer::Frozen<E>> {
         let params = self.borrow_params::<E>(params)?;
@@ -451,13 +453,13 @@ impl Stack {
 
     fn borrow_params<'py, E: Number>(
         &self,
-        params: &[Bound<'py, PyAny>],
+        params: &Bound<'py, PyList>,
     ) -> PyResult<Vec<PyReadonlyArrayDyn<'py, E>>> {
-        params
-            .iter()
-            .enumerate()
-            .map(|(k, param)| borrow(&format!("params[{k}]"), param))
-            .collect()
+        let mut borrowed = memory::reserved(params.len(), "params")?;
+        for (k, param) in params.iter().enumerate().take(params.len()) {
+            borrowed.push(borrow(format_args!("params[{k}]"), &param)?);
+        }
+        Ok(borrowed)
     }
 
     /// One member of a state, (L*D, B, H).
@@ -523,7 +525,7 @@ fn tape_of<E: Number>(tape: &Tape) -> PyResult<&layer::Tape<E>> {
 
 /// A C-contiguous array of the right elements, borrowed for reading.
 pub(crate) fn borrow<'py, E: NumpyElement>(
-    name: &str,
+    name: impl Display,
     array: &Bound<'py, PyAny>,
 ) -> PyResult<PyReadonlyArrayDyn<'py, E>> {
     let typed = array.cast::<PyArrayDyn<E>>().map_err(|_| {
@@ -551,7 +553,7 @@ pub(crate) fn is_plain<E: NumpyElement>(array: &Bound<'_, PyArrayDyn<E>>) -> boo
 }
 
 /// The error for an array that is not.
-pub(crate) fn not_plain(name: &str) -> PyErr {
+pub(crate) fn not_plain(name: impl Display) -> PyErr {
     PyValueError::new_err(format!(
         "{name}: expected a C-contiguous aligned array, got another layout"
     ))
@@ -581,7 +583,11 @@ pub(crate) fn slice<'a, E: NumpyElement>(
 }
 
 fn slices<'a, E: NumpyElement>(arrays: &'a [PyReadonlyArrayDyn<'_, E>]) -> PyResult<Vec<&'a [E]>> {
-    arrays.iter().map(|array| slice("array", array)).collect()
+    let mut slices = memory::reserved(arrays.len(), "arrays")?;
+    for array in arrays {
+        slices.push(slice("array", array)?);
+    }
+    Ok(slices)
 }
 
 /// A fresh NumPy array that takes over `values`.

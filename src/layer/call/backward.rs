@@ -57,7 +57,7 @@ impl Call<'_> {
         for layer in (0..self.config.layers).rev() {
             let mut dx = pass.layer(layer, sequence.as_deref())?;
             if layer > 0 {
-                self.drop_between(layer - 1, &mut dx);
+                self.drop_between(layer - 1, &mut dx)?;
             }
             sequence = Some(Cow::Owned(dx));
         }
@@ -67,7 +67,14 @@ impl Call<'_> {
             self.config.input,
         );
         let what = "the gradient of x (T * B * I)";
-        gradients.x = unpack(packed, self.schedule, tape.batch_first, width, what)?;
+        gradients.x = unpack(
+            packed,
+            self.schedule,
+            tape.batch_first,
+            width,
+            what,
+            &self.meter(),
+        )?;
         gradients.state_grads.reverse();
         Ok(gradients)
     }
@@ -93,7 +100,7 @@ impl Call<'_> {
             true => Ok(Cow::Borrowed(dy)),
             false => {
                 let what = "the copy of dy (T * B * M)";
-                pack(dy, schedule, batch_first, width, what).map(Cow::Owned)
+                pack(dy, schedule, batch_first, width, what, &self.meter()).map(Cow::Owned)
             }
         };
         dy.map(packed).transpose()
@@ -117,11 +124,11 @@ impl Call<'_> {
         }
         let values = match self.config.merge {
             Merge::Sum | Merge::Concat => Cow::Borrowed(dy),
-            Merge::Mean => Cow::Owned(merge_backward(dy, None)?),
+            Merge::Mean => Cow::Owned(merge_backward(dy, None, &self.meter())?),
             Merge::Mul => {
                 let other = &tape.directions[self.indices(layer)][usize::from(!reverse)];
                 let outputs = self.outputs_of(other, !reverse)?;
-                Cow::Owned(merge_backward(dy, Some(&outputs))?)
+                Cow::Owned(merge_backward(dy, Some(&outputs), &self.meter())?)
             }
         };
         Ok(OutputGradient {
@@ -248,7 +255,14 @@ impl<E: Element> BackwardPass<'_, E> {
         let (schedule, hidden) = (self.call.schedule, self.call.config.hidden);
         let unpacked = |values| {
             let what = "the gradients of the states (T * B * H)";
-            unpack(values, schedule, self.tape.batch_first, hidden, what)
+            unpack(
+                values,
+                schedule,
+                self.tape.batch_first,
+                hidden,
+                what,
+                &self.call.meter(),
+            )
         };
         Ok(StateGradients {
             h: unpacked(packed.h)?,

@@ -20,7 +20,7 @@ use crate::layer::plan;
 use crate::layer::stack::{ForwardOptions, Input, Output};
 use crate::layer::tape::{DirectionTape, Kept, Segment, StepTape, Tape, segments};
 use crate::layer::weights::ForwardWeights;
-use crate::memory::{copied, product, zeros};
+use crate::memory::{copied, product, reserved, zeros};
 use crate::parallel::Team;
 use crate::simd::Element;
 
@@ -62,7 +62,10 @@ impl Call<'_> {
             before: before.collect(),
             options,
             state: self.new_state("the state (L * D * B * H)")?,
-            tape: options.training.then(|| self.new_tape(batch_first)),
+            tape: match options.training {
+                true => Some(self.new_tape(batch_first)?),
+                false => None,
+            },
         };
         let mut sequence = self.packed(input, options.training)?;
         for layer in 0..self.config.layers {
@@ -72,26 +75,34 @@ impl Call<'_> {
                 tape.inputs.push(x.into_owned());
             }
             if layer + 1 < self.config.layers {
-                self.drop_between(layer, sequence.to_mut());
+                self.drop_between(layer, sequence.to_mut())?;
             }
         }
         let (packed, width) = (sequence.into_owned(), self.config.output());
         Ok(Output {
-            y: unpack(packed, schedule, batch_first, width, "y (T * B * M)")?,
+            y: unpack(
+                packed,
+                schedule,
+                batch_first,
+                width,
+                "y (T * B * M)",
+                &self.meter(),
+            )?,
             state: pass.state,
             tape: pass.tape,
         })
     }
 
-    fn new_tape<E>(&self, batch_first: bool) -> Tape<E> {
-        Tape {
+    fn new_tape<E>(&self, batch_first: bool) -> Result<Tape<E>> {
+        let (layers, what) = (self.config.layers, "the tape (L)");
+        Ok(Tape {
             config: self.config.clone(),
-            schedule: self.schedule.clone(),
+            schedule: self.schedule.copied()?,
             batch_first,
             masks: self.masks,
-            inputs: Vec::new(),
-            directions: Vec::new(),
-        }
+            inputs: reserved(layers, what)?,
+            directions: reserved(layers * self.config.directions(), what)?,
+        })
     }
 
     /// x [N, I]: a copy when it must stay or is not packed.
@@ -102,7 +113,15 @@ impl Call<'_> {
             return Ok(Cow::Borrowed(&x.values[..len]));
         }
         let what = "the copy of x (T * B * I)";
-        pack(x.values, schedule, x.batch_first, width, what).map(Cow::Owned)
+        pack(
+            x.values,
+            schedule,
+            x.batch_first,
+            width,
+            what,
+            &self.meter(),
+        )
+        .map(Cow::Owned)
     }
 
     /// [N, M] of all directions, or [N, H] of each.
@@ -132,13 +151,13 @@ impl Call<'_> {
     }
 
     /// One sequence [N, M].
-    fn merged<E: Element>(&self, ys: Vec<Vec<E>>) -> Vec<E> {
+    fn merged<E: Element>(&self, ys: Vec<Vec<E>>) -> Result<Vec<E>> {
         let mut ys = ys.into_iter();
         let mut y = ys.next().unwrap_or_default();
         if let Some(reverse) = ys.next() {
-            merge(self.config.merge, &mut y, &reverse);
+            merge(self.config.merge, &mut y, &reverse, &self.meter())?;
         }
-        y
+        Ok(y)
     }
 }
 
@@ -170,7 +189,7 @@ impl<E: Element> ForwardPass<'_, E> {
             call.means::<E>().run(shares)?;
         }
         self.finish(runs, &ys)?;
-        Ok(call.merged(ys))
+        call.merged(ys)
     }
 
     /// A direction before its first step.
@@ -183,6 +202,11 @@ impl<E: Element> ForwardPass<'_, E> {
         let call = self.call;
         let (threads, directions) = (call.team.size(), call.config.directions());
         let cuts = plan::row_ranges(call.schedule, threads, directions);
+        let options = self.options;
+        let kept = match options.training {
+            true => segments(call.schedule.steps(), options.checkpoint, false).count(),
+            false => 0,
+        };
         Ok(DirectionRun {
             index,
             run: ForwardRun {
@@ -192,7 +216,7 @@ impl<E: Element> ForwardPass<'_, E> {
                 buffers: ForwardBuffers::new(&direction, call.means::<E>().lanes, cuts)?,
             },
             tape: DirectionTape {
-                segments: Vec::new(),
+                segments: reserved(kept, "the segments of the tape (T / k)")?,
                 last: Vec::new(),
                 outputs: Vec::new(),
             },

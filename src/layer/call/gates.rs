@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::layer::call::Call;
 use crate::layer::direction::Direction;
-use crate::layer::merge::{Columns, unpack_columns};
+use crate::layer::merge::{Columns, copy, unpack_columns};
 use crate::layer::stack::NamedGate;
 use crate::layer::tape::{DirectionTape, Kept, Segment, StepTape, Tape, outputs};
 use crate::layer::weights::ForwardWeights;
@@ -53,13 +53,21 @@ impl Call<'_> {
             let to = &mut slots[offsets[steps.start] * row_len..offsets[steps.end] * row_len];
             match kept {
                 Kept::Steps(kept) => {
-                    to.copy_from_slice(&self.segment_slots(direction, steps, kept, &tape.last)?);
+                    copy(
+                        &self.segment_slots(direction, steps, kept, &tape.last)?,
+                        to,
+                        &self.meter(),
+                    )?;
                 }
                 Kept::Checkpoint(start) => {
                     let weights = again.expect("checkpoints come with packed weights");
                     let (made, last) =
                         direction.recompute(self.means::<E>(), weights, steps, start)?;
-                    to.copy_from_slice(&self.segment_slots(direction, steps, &made, &last.h)?);
+                    copy(
+                        &self.segment_slots(direction, steps, &made, &last.h)?,
+                        to,
+                        &self.meter(),
+                    )?;
                 }
             }
         }
@@ -102,7 +110,7 @@ impl Call<'_> {
             let what = "the gates (T * B * H)";
             Ok((
                 name,
-                unpack_columns(columns, self.schedule, batch_first, what)?,
+                unpack_columns(columns, self.schedule, batch_first, what, &self.meter())?,
             ))
         };
         self.spec.gates.iter().map(gate).collect()

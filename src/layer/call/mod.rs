@@ -30,7 +30,7 @@ use crate::layer::stack::Execution;
 use crate::layer::tape::{DirectionState, Tape};
 use crate::layer::weights::{BackwardWeights, ForwardWeights, Params};
 use crate::memory::{product, zeros};
-use crate::parallel::Team;
+use crate::parallel::{Meter, Team};
 use crate::shape::Schedule;
 use crate::simd::{Element, Level};
 
@@ -47,15 +47,15 @@ pub struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// A pass over the sequences of `schedule`, with its threads.
+    /// A pass over the sequences of `schedule`, with its threads; in so many segments of steps.
     pub fn new(
         config: &'a Config,
         execution: &'a Execution<'_>,
         schedule: &'a Schedule,
         masks: Option<Masks>,
-        pass: Pass,
+        (pass, segments): (Pass, usize),
     ) -> Result<Self> {
-        let threads = plan::threads(config, schedule, pass, execution.threads);
+        let threads = plan::threads(config, schedule, pass, segments, execution.threads);
         Ok(Self {
             config,
             spec: config.cell.spec(),
@@ -168,6 +168,11 @@ impl<'a> Call<'a> {
         self.config.directions() == 2 && self.config.merge == Merge::Mul
     }
 
+    /// To be stopped where nothing is shared out.
+    fn meter(&self) -> Meter<'_> {
+        self.team.watch().meter()
+    }
+
     // ---- Dropout -----------------------------------------------------------------------------------
 
     /// [B, H] for each direction of a layer: what multiplies h' inside the recurrent product.
@@ -183,13 +188,14 @@ impl<'a> Call<'a> {
     }
 
     /// [N, M] leaves `layer`: features are dropped, or gradients of dropped features are.
-    fn drop_between<E: Element>(&self, layer: usize, values: &mut [E]) {
+    fn drop_between<E: Element>(&self, layer: usize, values: &mut [E]) -> Result<()> {
         let (p, width) = (self.config.dropout, self.config.output());
         if let Some(masks) = self.masks
             && p > 0.0
         {
-            masks.between_layers(layer, p, self.schedule, width, values);
+            masks.between_layers(layer, p, self.schedule, width, values, &self.meter())?;
         }
+        Ok(())
     }
 
     // ---- States ------------------------------------------------------------------------------------

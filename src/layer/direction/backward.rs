@@ -171,7 +171,8 @@ impl<E: Element> BackwardRun<'_, E> {
     }
 
     fn segment(&mut self, taped: &TapedSteps<'_, E>) -> Result<()> {
-        for steps in self.direction.chunks(taped.steps.clone()) {
+        let direction = self.direction;
+        for steps in direction.chunks(taped.steps.clone()) {
             self.recursion(taped, &steps)?;
             self.products(taped, &steps)?;
         }
@@ -314,30 +315,26 @@ impl<E: Element> Direction<'_, E> {
     }
 
     /// The chunks of a range of steps, in the order in which backward takes them.
-    fn chunks(&self, steps: Range<usize>) -> Vec<Range<usize>> {
-        let offsets = self.schedule.offsets();
-        let mut chunks = Vec::new();
+    fn chunks(&self, steps: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let (offsets, reverse) = (self.schedule.offsets(), self.reverse);
         let mut left = steps;
-        while !left.is_empty() {
-            if self.reverse {
-                let most = offsets[left.start] + CHUNK_ROWS;
-                let end = (left.start + 1..=left.end)
-                    .take_while(|&t| offsets[t] <= most)
-                    .last()
-                    .unwrap_or(left.start + 1);
-                chunks.push(left.start..end);
-                left.start = end;
-            } else {
-                let begin = (left.start..left.end)
-                    .rev()
-                    .take_while(|&t| offsets[left.end] - offsets[t] <= CHUNK_ROWS)
-                    .last()
-                    .unwrap_or(left.end - 1);
-                chunks.push(begin..left.end);
-                left.end = begin;
+        std::iter::from_fn(move || {
+            if left.is_empty() {
+                return None;
             }
-        }
-        chunks
+            if reverse {
+                let most = offsets[left.start] + CHUNK_ROWS;
+                let fits = |&t: &usize| offsets[t] <= most;
+                let end = (left.start + 1..=left.end).take_while(fits).last();
+                let end = end.unwrap_or(left.start + 1);
+                Some(std::mem::replace(&mut left.start, end)..end)
+            } else {
+                let fits = |&t: &usize| offsets[left.end] - offsets[t] <= CHUNK_ROWS;
+                let begin = (left.start..left.end).rev().take_while(fits).last();
+                let begin = begin.unwrap_or(left.end - 1);
+                Some(begin..std::mem::replace(&mut left.end, begin))
+            }
+        })
     }
 }
 
@@ -367,12 +364,18 @@ mod tests {
                 mask: None,
                 input: &[],
             };
-            assert_eq!(direction(false).chunks(0..time), expected);
+            assert_eq!(
+                direction(false).chunks(0..time).collect::<Vec<_>>(),
+                expected
+            );
             let mirrored: Vec<_> = expected
                 .iter()
                 .map(|steps| time - steps.end..time - steps.start)
                 .collect();
-            assert_eq!(direction(true).chunks(0..time), mirrored);
+            assert_eq!(
+                direction(true).chunks(0..time).collect::<Vec<_>>(),
+                mirrored
+            );
         }
     }
 }
