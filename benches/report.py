@@ -186,24 +186,28 @@ def own_checks(results: Iterable[Result]) -> Iterator[Check]:
         case = result.case
         label = f"{case.work}, {case.cell} {case.shape}"
         if case.suite == "denormals":
-            for name in ("rnncore", *(["torch"] if "torch" in result.seconds else [])):
-                found = result.ratio(name, f"{name} (ordinary)")
-                yield Check(f"{name}: denormals over ordinary, {label}", found, 1.5, True)
+            for name in ("rnncore", "torch"):
+                title = f"{name}: denormals over ordinary, {label}"
+                yield from _race(title, result, name, f"{name} (ordinary)", 1.5, at_most=True)
         elif case.suite == "sweep":
             found, rows = sweep_dip(result)
             place = f"{case.work}, {case.cell}, {case.threads} thread(s), worst at B = {rows}"
             yield Check(f"throughput per row over its neighbours', {place}", found, 0.7)
         elif case.suite == "scaling":
-            yield from _scaling_checks(result, label)
+            few, many = f"threads={case.threads}", f"threads={4 * case.threads}"
+            if case.shape == Shape(100, 1, 256, 512):
+                yield from _race(f"gain of {few}, {label}", result, "threads=1", few, 1.5)
+            for name, most in ((few, 1.05), (many, 2.0)):
+                title = f"time of {name} over one, {label}"
+                yield from _race(title, result, name, "threads=1", most, at_most=True)
 
 
-def _scaling_checks(result: Result, label: str) -> Iterator[Check]:
-    few, many = f"threads={result.case.threads}", f"threads={4 * result.case.threads}"
-    one = "threads=1"
-    if result.case.shape == Shape(100, 1, 256, 512):
-        yield Check(f"gain of {few}, {label}", result.ratio(one, few), 1.5)
-    yield Check(f"time of {few} over one, {label}", result.ratio(few, one), 1.05, True)
-    yield Check(f"time of {many} over one, {label}", result.ratio(many, one), 2.0, True)
+def _race(
+    title: str, result: Result, over: str, under: str, needed: float, *, at_most: bool = False
+) -> Iterator[Check]:
+    """Yield the check of one time over another; none when one of the two was not timed."""
+    if over in result.seconds and under in result.seconds:
+        yield Check(title, result.ratio(over, under), needed, at_most)
 
 
 def sweep_dip(result: Result, reach: int = 4) -> tuple[float, int]:
@@ -211,14 +215,14 @@ def sweep_dip(result: Result, reach: int = 4) -> tuple[float, int]:
 
     The trend at B is the median of the throughputs from B - reach to B + reach, B left out.
     """
-    last = result.case.shape.B
-    rate = {rows: rows / result.median(f"B={rows}") for rows in range(1, last + 1)}
+    sizes = [rows for rows in range(1, result.case.shape.B + 1) if f"B={rows}" in result.seconds]
+    rate = {rows: rows / result.median(f"B={rows}") for rows in sizes}
 
     def relative(rows: int) -> float:
-        near = range(rows - reach, min(rows + reach, last) + 1)
-        return rate[rows] / float(np.median([rate[other] for other in near if other != rows]))
+        near = [rate[other] for other in sizes if 0 < abs(other - rows) <= reach]
+        return rate[rows] / float(np.median(near))
 
-    return min((relative(rows), rows) for rows in range(8, last + 1))
+    return min((relative(rows), rows) for rows in sizes if rows >= 8)
 
 
 # ---- Text ----------------------------------------------------------------------------------------

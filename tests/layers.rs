@@ -1158,7 +1158,7 @@ fn wrong_arguments_of_a_frozen_layer_are_errors_and_change_nothing() {
     };
     assert_eq!(
         message(frozen.run(&execution, input).map(|_| ())),
-        "x: expected shape (T, 2, 4), got (3, 1, 8)"
+        "x: expected shape (T, B, I) = (T, 2, 4), got (3, 1, 8)"
     );
     assert_eq!(
         message(frozen.set_state(&[&before[0]])),
@@ -1217,7 +1217,7 @@ fn wrong_arguments_of_a_frozen_layer_are_errors_and_change_nothing() {
 }
 
 #[test]
-fn frozen_input_whose_values_do_not_fit_its_shape_is_an_error() {
+fn frozen_input_that_does_not_fit_its_shape_or_is_ragged_is_an_error() {
     let case = Case {
         time: 3,
         batch: 2,
@@ -1244,4 +1244,12 @@ fn frozen_input_whose_values_do_not_fit_its_shape_is_an_error() {
             "{shape:?}"
         );
     }
+    let input = Input {
+        values: &arrays.x,
+        shape: [3, 2, 4],
+        batch_first: false,
+        lengths: Some(&[3, 1]),
+    };
+    let error = frozen.run(&execution, input).expect_err("lengths");
+    assert!(error.to_string().starts_with("lengths: expected none"));
 }
