@@ -82,17 +82,17 @@ pub struct Product<'a, E> {
 
 impl<E: Element> Product<'_, E> {
     /// Holds every index that the kernel will form against its slice. A slice walked backwards
-    /// (negative stride) begins at its last element.
+    /// (negative stride) begins at its last element. Sums saturate: no stride wraps around to an index
+    /// that is there.
     fn check<S: Simd<E>>(&self) {
-        let (p, n) = (self.vectors * S::LANES, self.depth);
+        let (p, n) = (self.vectors.saturating_mul(S::LANES), self.depth);
         assert!(self.rows >= 1 && self.vectors >= 1);
-        assert!((self.rows - 1) * self.sums_stride + p <= self.sums.len());
+        let last = self.rows - 1;
+        assert!(last.saturating_mul(self.sums_stride).saturating_add(p) <= self.sums.len());
         if n > 0 {
-            assert!(
-                reach(self.a.depth_stride, n) + (self.rows - 1) * self.a.row_stride
-                    < self.a.values.len()
-            );
-            assert!(reach(self.panel_stride, n) + p <= self.panel.len());
+            let row = last.saturating_mul(self.a.row_stride);
+            assert!(reach(self.a.depth_stride, n).saturating_add(row) < self.a.values.len());
+            assert!(reach(self.panel_stride, n).saturating_add(p) <= self.panel.len());
         }
     }
 }
@@ -100,7 +100,7 @@ impl<E: Element> Product<'_, E> {
 /// How far `n` steps of `stride` go from the first.
 #[inline(always)]
 fn reach(stride: isize, n: usize) -> usize {
-    stride.unsigned_abs() * (n - 1)
+    stride.unsigned_abs().saturating_mul(n - 1)
 }
 
 /// The product of one register tile.
@@ -246,10 +246,13 @@ pub struct RowProduct<'a, E> {
 /// When an index would leave its slice, or there are more than four products.
 #[inline(always)]
 pub fn multiply_row<E: Element, S: Simd<E>>(s: S, product: RowProduct<'_, E>) {
-    let (width, last) = (product.vectors * S::LANES, product.count - 1);
-    assert!(last * product.sums_stride + width <= product.sums.len());
-    assert!(last * product.a_stride + product.depth <= product.a.len());
-    assert!(last * product.panels_stride + product.depth * width <= product.panels.len());
+    assert!(product.count >= 1);
+    let (width, last) = (product.vectors.saturating_mul(S::LANES), product.count - 1);
+    let panel = product.depth.saturating_mul(width);
+    let beyond = |stride: usize, len: usize| last.saturating_mul(stride).saturating_add(len);
+    assert!(beyond(product.sums_stride, width) <= product.sums.len());
+    assert!(beyond(product.a_stride, product.depth) <= product.a.len());
+    assert!(beyond(product.panels_stride, panel) <= product.panels.len());
     macro_rules! rows {
         ($($p:literal: $($q:literal)*;)*) => {
             match (product.vectors, product.count) {
