@@ -44,6 +44,15 @@ pub fn zeros<E: Element>(count: usize, what: &str) -> Result<Vec<E>> {
     Ok(unsafe { Vec::from_raw_parts(values.as_ptr().cast(), count, count) })
 }
 
+/// Asks for `count` times `bytes` at once and gives them back: a call that will make many small
+/// allocations, which cannot fail politely, fails now instead.
+pub fn probe(count: usize, bytes: usize, what: &str) -> Result<()> {
+    // What an allocator adds to small pieces, and what a call needs besides.
+    const SLACK: usize = 4 << 20;
+    let bytes = product(&[count, bytes], what)?.saturating_add(SLACK);
+    reserved::<u8>(bytes, what).map(drop)
+}
+
 /// A copy of `values`.
 pub fn copied<T: Copy>(values: &[T], what: &str) -> Result<Vec<T>> {
     let mut copy = reserved(values.len(), what)?;

@@ -5,6 +5,7 @@ end the process (memory that cannot be had, signals, forks) runs in a process of
 """
 
 import copy
+import inspect
 import os
 import signal
 import subprocess
@@ -127,7 +128,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"dropout": "0.5", "num_layers": 2}, TypeError, "in [0, 1)", "'0.5'"),
     ({"dropout": 0.5}, ValueError, "0 with num_layers=1", "0.5"),
     ({"recurrent_dropout": float("inf")}, ValueError, "in [0, 1)", "inf"),
-    ({"recurrent_dropout": 10**400}, ValueError, "in [0, 1)", "one of 1329 bits"),
+    ({"recurrent_dropout": 10**400}, ValueError, "in [0, 1)", "an integer of 1329 bits"),
     ({"recurrent_dropout": None}, TypeError, "in [0, 1)", "None"),
     ({"dtype": "float16"}, ValueError, "'float32' or 'float64'", "'float16'"),
     ({"dtype": np.int32}, ValueError, "'float32' or 'float64'", "<class 'numpy.int32'>"),
@@ -136,7 +137,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"dtype": 3.5}, TypeError, "'float32' or 'float64'", "3.5"),
     ({"seed": -1}, ValueError, "an integer in [0, 2**64)", "-1"),
     ({"seed": 2**64}, ValueError, "an integer in [0, 2**64)", str(2**64)),
-    ({"seed": 10**400}, ValueError, "an integer in [0, 2**64)", "one of 1329 bits"),
+    ({"seed": 10**400}, ValueError, "an integer in [0, 2**64)", "an integer of 1329 bits"),
     ({"seed": 0.0}, TypeError, "an integer in [0, 2**64)", "0.0"),
     ({"seed": False}, TypeError, "an integer in [0, 2**64)", "False"),
 ]
@@ -167,10 +168,47 @@ def test_bad_options_of_one_cell(
     refused(error, next(iter(options)), expected, got, lambda: cell(I, H, **options))
 
 
+HUGE = 10**5000  # more digits than Python prints
+
+
+@pytest.mark.parametrize("value", [HUGE, -HUGE, [HUGE]], ids=["positive", "negative", "in a list"])
+@pytest.mark.parametrize("option", inspect.signature(rc.GRU).parameters)
+def test_an_integer_too_long_to_print_is_refused_by_name(option: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"^(.*, )?{option}.*: expected .*got "):
+        rc.GRU(**({"input_size": I, "hidden_size": H} | {option: value}))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: rc.Linear(1, 1, seed=HUGE), "seed"),
+        (lambda: rc.Linear(HUGE, 1), "out_features, in_features"),
+        (lambda: rc.Linear(1, -HUGE), "out_features"),
+        (lambda: rc.Linear(1, 1, bias=HUGE), "bias"),  # type: ignore[arg-type]
+        (lambda: rc.Linear(1, 1, init=HUGE), "init"),  # type: ignore[arg-type]
+        (lambda: rc.Embedding(HUGE, 1), "num_embeddings, embedding_dim"),
+        (lambda: rc.Embedding(1, -HUGE), "embedding_dim"),
+        (lambda: rc.Embedding(1, 1, seed=-HUGE), "seed"),
+        (lambda: rc.RNN(1, 1).freeze(-HUGE), "batch_size"),
+        (lambda: rc.RNN(1, 1).freeze(1, HUGE), "weights"),  # type: ignore[arg-type]
+        (lambda: rc.RNN(1, 1).forward(normal(1, 1, 1), checkpoint=-HUGE), "checkpoint"),
+        (lambda: setattr(rc.RNN(1, 1), "call_number", HUGE), "call_number"),
+        (lambda: rc.SGD({"w": normal(1)}, lr=[HUGE]), "lr"),  # type: ignore[arg-type]
+        (lambda: rc.SGD({"w": normal(1)}, 0.1, nesterov=HUGE), "nesterov"),  # type: ignore[arg-type]
+        (lambda: rc.clip_grad_norm({"w": normal(1)}, [HUGE]), "max_norm"),  # type: ignore[arg-type]
+        (lambda: rc.show_config(HUGE), "mode"),  # type: ignore[call-overload]
+    ],
+)
+def test_an_integer_too_long_to_print_is_refused_elsewhere(make: Any, name: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}: expected .*(of|type) "):
+        make()
+
+
 def test_options_are_keywords_and_cells_know_only_their_own(cell: Any) -> None:
-    with pytest.raises(TypeError):
+    # Python's own messages tell the class that the user called.
+    with pytest.raises(TypeError, match=rf"^{cell.__name__}\.__init__\(\) takes 3 positional"):
         cell(I, H, 2)
-    with pytest.raises(TypeError, match="proj_size"):
+    with pytest.raises(TypeError, match=rf"^{cell.__name__}\.__init__\(\) .*'proj_size'"):
         cell(I, H, proj_size=2)
     foreign = {"reset_after": True} if cell in (rc.RNN, rc.LSTM) else {"nonlinearity": "tanh"}
     with pytest.raises(TypeError, match=next(iter(foreign))):
@@ -628,6 +666,9 @@ def test_bad_input_of_a_frozen_layer(cell: Any) -> None:
         ([0, -1], ValueError),
         (1.5, TypeError),
         ("0", TypeError),
+        (True, TypeError),
+        ([True, False], TypeError),
+        (np.array([True, False, True]), TypeError),
     ):
         with pytest.raises(wrong, match=r"rows: expected .*got"):
             frozen.reset(rows)
@@ -753,8 +794,8 @@ def run_script(script: str, timeout: float = 120) -> str:
     return done.stdout
 
 
-MEMORY = """
-import resource, sys
+LIMITS = """
+import ctypes, os, resource, sys
 import numpy as np, rnncore as rc
 
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -766,7 +807,8 @@ def limit(extra):
 
 def lift():
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-
+"""
+MEMORY = """
 def bits():
     y, (h, c), tape = small.forward(small_x)
     g = small.backward(tape, y)
@@ -842,7 +884,113 @@ HUNGRY: dict[str, tuple[str, str, str, str]] = {
 @pytest.mark.parametrize("what", HUNGRY)
 def test_memory_that_cannot_be_had(what: str, threads: int) -> None:
     setup, attempt, says, after = HUNGRY[what]
-    run_script(MEMORY.format(setup=setup, attempt=attempt, says=says, after=after, threads=threads))
+    script = MEMORY.format(setup=setup, attempt=attempt, says=says, after=after, threads=threads)
+    run_script(LIMITS + script)
+
+
+# Each limit in a child of its own, which has no buffers from earlier calls; the first that is
+# enough ends the scan.
+SCAN = """
+def ending(extra):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        limit(extra)
+        {attempt}
+        status = 0
+    except MemoryError:
+        status = 3
+    except BaseException as error:
+        lift()
+        print(repr(error), file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)
+
+rc.set_num_threads(2)
+layer = rc.RNN(1, 1, num_layers={num_layers}, seed=0)
+{setup}
+endings = []
+for extra in range(0, 2**30, {step} * 2**20):
+    endings.append(ending(extra))
+    if endings[-1] == 0:
+        break
+if set(endings) != {{0, 3}}:
+    sys.exit(f"expected 3 (MemoryError), in the end 0 (success), got {{endings}}")
+"""
+# What allocates as much as the batch, the steps, the layers or the argument make it: name ->
+# layers, setup, attempt, step of the limit in MB.
+SCANS: dict[str, tuple[int, str, str, int]] = {
+    "rows": (
+        1,
+        "x, lengths = np.ones((1, 4_000_000, 1), np.float32), np.ones(4_000_000, np.int64)",
+        "layer(x, lengths=lengths)",
+        8,
+    ),
+    "rows of a tape": (
+        1,
+        "x, lengths = np.ones((1, 4_000_000, 1), np.float32), np.ones(4_000_000, np.int64)",
+        "layer.forward(x, lengths=lengths)",
+        8,
+    ),
+    "steps": (
+        1,
+        "x = np.ones((2_000_000, 1, 1), np.float32)",
+        "layer.forward(x, checkpoint=1)",
+        16,
+    ),
+    "layers": (20_000, "x = np.ones((2, 1, 1), np.float32)", "layer(x)", 1),
+    "reset": (
+        1,
+        "frozen, rows = layer.freeze(10**6), list(range(10**6))",
+        "frozen.reset(rows)",
+        1,
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
+@pytest.mark.parametrize("what", SCANS)
+def test_no_limit_of_memory_ends_the_process(what: str) -> None:
+    num_layers, setup, attempt, step = SCANS[what]
+    script = SCAN.format(num_layers=num_layers, setup=setup, attempt=attempt, step=step)
+    run_script(LIMITS + script)
+
+
+# Once malloc has nothing left, whoever asks for memory fails; Python's own objects come from
+# pools that have room.
+EXHAUSTED = """
+malloc = ctypes.CDLL(None).malloc
+malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+sizes = [2**k for k in range(24, 11, -1)] + list(range(4096, 0, -16))
+
+def exhaust():
+    for size in sizes:
+        while malloc(size):
+            pass
+
+layer = rc.{cell}(8, 16, num_layers=2, seed=0)
+frozen, same = layer.freeze(3), layer.freeze(3)
+x, out = np.ones((3, 8), np.float32), np.empty((3, 16), np.float32)
+room = [object() for _ in range(100_000)]
+del room
+limit(0)
+exhaust()
+for _ in range(1000):
+    frozen.step(x, out=out)
+freed = malloc(16)
+lift()
+assert freed is None, "a step has freed memory"
+for _ in range(1000):
+    y = same.step(x)
+assert (y == out).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
+def test_a_step_into_an_array_asks_for_no_memory(cell: Any) -> None:
+    run_script(LIMITS + EXHAUSTED.format(cell=cell.__name__))
 
 
 INTERRUPT = """

@@ -165,6 +165,13 @@ def test_a_bad_dy_leaves_the_tape_usable(dy: Any, error: type[Exception], messag
     assert layer.backward(tape, [[1, 2]]).params["weight"].tolist() == [[0, 0], [1, 2], [0, 0]]
 
 
+def test_a_tape_has_no_copies() -> None:
+    _, tape = Embedding(3, 2, seed=0).forward([0, 2])
+    for action in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="EmbeddingTape: expected to stay the only tape"):
+            action(tape)
+
+
 def test_a_tape_belongs_to_one_layer() -> None:
     layer = Embedding(3, 2)
     _, tape = layer.forward([1])

@@ -191,6 +191,16 @@ def test_what_is_no_integer_is_refused(n: object) -> None:
         rc.set_num_threads(n)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "name", [None, 1, b"portable", True, 10**5000], ids=lambda v: type(v).__name__
+)
+def test_what_is_no_name_of_a_level_is_refused(name: object) -> None:
+    before = rc.get_level()
+    with pytest.raises(TypeError, match=r"name: expected one of \['portable'.*\], got (?!.*limit)"):
+        rc.set_level(name)  # type: ignore[arg-type]
+    assert rc.get_level() == before
+
+
 # ---- show_config ---------------------------------------------------------------------------------
 
 

@@ -463,6 +463,22 @@ def test_a_tape_owns_what_it_needs(cell: Any) -> None:
     assert_same_gradients(layer.backward(tape, dy), expected)
 
 
+def test_tapes_and_frozen_layers_have_no_copies(cell: Any) -> None:
+    layer = cell(I, H, seed=0)
+    y, _, tape = layer.forward(normal(T, B, I))
+    frozen = layer.freeze()
+    assert isinstance(frozen, rc.Frozen)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match="Tape: expected to stay the only tape of its forward"):
+            pickle.dumps(tape, protocol)
+    for action in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="Tape: expected to stay the only tape of its forward"):
+            action(tape)
+        with pytest.raises(TypeError, match=r"cannot pickle '.*Frozen'"):
+            action(frozen)
+    layer.backward(tape, y)  # it is as good as before
+
+
 def test_gates_are_fresh_arrays_and_zero_beyond_the_lengths(cell: Any) -> None:
     layer = cell(I, H, num_layers=2, bidirectional=True, seed=0)
     y, _, tape = layer.forward(normal(T, B, I), lengths=LENGTHS)
@@ -570,6 +586,20 @@ def test_a_checkpointed_tape_is_smaller(cell: Any) -> None:
     whole, pieces = layer.forward(x)[2], layer.forward(x, checkpoint=16)[2]
     # What remains per step is x, of 4 features; the states of every 16th step add 2 or 4.
     assert pieces.nbytes < whole.nbytes / 2
+
+
+def test_what_checkpoints_do_not_save(cell: Any) -> None:
+    steps = 64
+    x = normal(steps, B, I)
+    layer = cell(I, H, num_layers=2, seed=0)
+    whole, every, last = (layer.forward(x, checkpoint=k)[2].nbytes for k in (None, 1, steps))
+    assert (every < whole) == (cell is not rc.RNN)
+    # The inputs of both layers stay; with "mul" the outputs of both directions do too.
+    inputs = 4 * steps * B * (I + H)
+    assert inputs <= last < 1.5 * inputs
+    mul = cell(I, H, num_layers=2, bidirectional=True, merge="mul", seed=0)
+    outputs = 4 * steps * B * (2 * H) * 2
+    assert mul.forward(x, checkpoint=steps)[2].nbytes >= inputs + outputs
 
 
 def test_a_tape_keeps_its_layer_alive_and_lets_it_go(cell: Any) -> None:

@@ -200,6 +200,13 @@ def test_a_bad_dy_leaves_the_tape_usable(dy: Any, error: type[Exception], messag
     assert layer.backward(tape, np.ones((4, 2))).x.shape == (4, 3)
 
 
+def test_a_tape_has_no_copies() -> None:
+    _, tape = Linear(3, 2, seed=0).forward(np.ones((4, 3)))
+    for action in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="LinearTape: expected to stay the only tape"):
+            action(tape)
+
+
 def test_a_tape_belongs_to_one_layer() -> None:
     layer, other = filled(True), filled(True)
     _, tape = layer.forward(np.ones(3))
@@ -252,7 +259,7 @@ def test_bad_x(x: Any, error: type[Exception], message: str) -> None:
             "init: expected 'glorot' or 'pytorch', got 'zeros'",
         ),
         ((2, 2), {"seed": -1}, ValueError, "seed: expected an integer in"),
-        ((2, 2), {"seed": "a"}, TypeError, "seed: expected an integer or None"),
+        ((2, 2), {"seed": "a"}, TypeError, "seed: expected an integer .* or None"),
         ((2**40, 2**40), {}, ValueError, "out_features, in_features: .* fits the address space"),
         ((2**29, 2**29), {}, MemoryError, "out_features, in_features: .* fits the memory"),
     ],

@@ -22,6 +22,8 @@ from rnncore.parameters import (
     as_real_array,
     as_seed,
     as_size,
+    as_text,
+    as_uint64,
     check_matrix_fits,
     check_names,
     check_range,
@@ -162,8 +164,16 @@ def test_a_failing_load_changes_nothing(mapping: Any, error: type[Exception], me
 def test_load_into_a_read_only_array_changes_nothing() -> None:
     params = make()
     params["b"].flags.writeable = False
-    with pytest.raises(ValueError, match=r"params\['b'\]: the array is read-only"):
+    with pytest.raises(ValueError, match=r"params\['b'\]: .* changed, got a read-only one"):
         params.load({"w": np.ones((2, 3)), "b": [1, 2]})
+    assert values_of(params) == values_of(make())
+
+
+def test_assigning_to_a_read_only_array_names_it() -> None:
+    params = make()
+    params["b"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"params\['b'\]: .* changed, got a read-only one"):
+        params["b"] = [1, 2]
     assert values_of(params) == values_of(make())
 
 
@@ -516,8 +526,24 @@ def test_seeds() -> None:
         with pytest.raises(ValueError, match=r"seed: expected an integer in \[0, 2\*\*64\)"):
             as_seed(value)
     for wrong in (1.0, "1", True):
-        with pytest.raises(TypeError, match="seed: expected an integer or None"):
+        with pytest.raises(TypeError, match=r"seed: expected an integer .* or None, got"):
             as_seed(wrong)
+
+
+def test_integers_of_64_bits() -> None:
+    assert as_uint64("n", np.uint64(2**64 - 1)) == 2**64 - 1
+    with pytest.raises(ValueError, match=r"n: expected an integer in \[0, 2\*\*64\), got -1$"):
+        as_uint64("n", -1)
+    for wrong in (None, False, 1.0):
+        with pytest.raises(TypeError, match=rf"n: expected an integer in .*, got {wrong}$"):
+            as_uint64("n", wrong)
+
+
+def test_values_in_messages() -> None:
+    assert [as_text(value) for value in (None, "a", -(2**127))] == ["None", "'a'", str(-(2**127))]
+    assert as_text(2**128) == "an integer of 129 bits"
+    assert as_text(-(10**5000)) == "a negative integer of 16610 bits"
+    assert as_text([10**5000]) == "an object of type list"
 
 
 def test_flags() -> None:

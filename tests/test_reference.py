@@ -7,14 +7,16 @@ differences hold every backward half to its forward half.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 
+import rnncore as rc
 from conformance_cases import FAMILIES, FLOAT64_TOLERANCE, case_ids, disagreement, load_case
 from gradcheck import (
     MARGIN,
@@ -633,6 +635,22 @@ def test_arguments_are_not_changed() -> None:
     copies = [array.copy() for array in arrays]
     run_both(problem)
     assert all(map(np.array_equal, arrays, copies))
+
+
+@pytest.mark.parametrize("layer", [rc.RNN, rc.LSTM, rc.GRU, rc.MGU])
+def test_config_has_the_defaults_of_the_layers(layer: Any) -> None:
+    config = Config(layer.__name__.lower(), 1, 1)
+    options = inspect.signature(layer).parameters
+    names = [field.name for field in fields(Config) if field.name in options]
+    assert len(names) >= 7
+    for name in names[2:]:
+        assert getattr(config, name) == options[name].default, name
+
+
+def test_config_of_a_cell_keeps_what_is_given() -> None:
+    config = Config("mgu", 1, 1, update_gate="keep")
+    assert (config.reset_after, config.update_gate) == (False, "keep")
+    assert replace(config, num_layers=2) == Config("mgu", 1, 1, 2, update_gate="keep")
 
 
 @pytest.mark.parametrize(

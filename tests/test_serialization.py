@@ -140,8 +140,23 @@ def test_an_empty_tree(file: Path) -> None:
 def test_paths_are_strings_or_path_like(tmp_path: Path) -> None:
     rc.save(str(tmp_path / "a"), {"a": np.ones(2)})
     assert rc.load(tmp_path / "a").keys() == {"a"}
-    with pytest.raises(TypeError):
+    expected = "path: expected a str, bytes or path-like object"
+    with pytest.raises(TypeError, match=f"{expected}, got 3"):
         rc.save(3, {"a": np.ones(2)})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=f"{expected}, got None"):
+        rc.load(None)  # type: ignore[call-overload]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_paths_may_be_bytes_even_such_as_are_no_text(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff"
+    rc.save(path, {"a": np.ones(2)})
+    assert os.listdir(os.fsencode(tmp_path)) == [b"\xff"]
+    into = {"a": np.zeros(2)}
+    rc.load(path, into=into)
+    assert into["a"].tolist() == rc.load(path)["a"].tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="missing b"):
+        rc.load(path, into={"a": np.zeros(2), "b": np.zeros(2)})
 
 
 # ---- Other programs' files -----------------------------------------------------------------------
@@ -216,6 +231,14 @@ def test_a_mapping_of_live_parameters_is_loaded_in_place(file: Path) -> None:
             TypeError,
             r"tree\['a'\]: .*real floats or integers, got comp",
         ),
+        ({10**5000: 1.0}, TypeError, "tree: expected names of type str, got an integer of"),
+        (
+            {"a": np.ma.masked_array([1.0, 2.0], [False, True])},
+            ValueError,
+            r"tree\['a'\]: expected no masked entries, got 1 of 2",
+        ),
+        ({"a": [1.0, True]}, TypeError, r"tree\['a'\]: .* got bool"),
+        ({"a": [[1.0], []]}, ValueError, r"tree\['a'\]: .* got a ragged list"),
         ({"a": np.ones(2, bool)}, TypeError, r"tree\['a'\]: .* got bool"),
         ({"a": np.array(["x"])}, TypeError, r"tree\['a'\]: .* got <U1"),
         ({"a": np.array([None])}, TypeError, r"tree\['a'\]: .* got object"),
@@ -260,6 +283,49 @@ def test_arrays_that_cannot_be_loaded_into(file: Path, target: Any, text: str) -
     rc.save(file, {"a": np.ones(2)})
     with pytest.raises(ValueError, match=text):
         rc.load(file, into={"a": target})
+
+
+@pytest.mark.parametrize(
+    ("into", "text"),
+    [
+        ([np.ones(2)], "into: expected a layer or a mapping, got list"),
+        ({1: np.ones(2)}, "into: expected names of type str, got 1"),
+    ],
+)
+def test_what_cannot_be_loaded_into(file: Path, into: Any, text: str) -> None:
+    rc.save(file, {"a": np.ones(2)})
+    with pytest.raises(TypeError, match=f"^{text}$"):
+        rc.load(file, into=into)
+
+
+@pytest.mark.parametrize(
+    ("saved", "dtype", "expected", "got"),
+    [
+        (1e300, "f4", "values in the range of float32", r"1e\+300"),
+        (1e6, "f2", "values in the range of float16", r"1000000\.0"),
+        (2**31, "i4", r"-2147483648 <= value <= the greatest int32 = 2147483647", "2147483648"),
+        (np.uint64(2**63), "i8", "-9223372036854775808 <= value <= .*", str(2**63)),
+    ],
+)
+def test_values_that_the_type_cannot_hold(
+    file: Path, saved: Any, dtype: str, expected: str, got: str
+) -> None:
+    values = np.array([type(saved)(0), saved])
+    rc.save(file, {"a": np.ones(2), "b": values})
+    into = {"a": np.zeros(2), "b": np.zeros(2, dtype)}
+    with pytest.raises(
+        ValueError, match=rf"^into\['b'\]: expected {expected}, got {got} at position 1$"
+    ):
+        rc.load(file, into=into)
+    assert not into["a"].any()
+    assert not into["b"].any()
+
+
+def test_infinities_load_into_a_narrower_type(file: Path) -> None:
+    rc.save(file, {"a": np.array([np.inf, -np.inf, np.nan, 1e-300])})
+    into = {"a": np.ones(3 + 1, np.float32)}
+    rc.load(file, into=into)
+    np.testing.assert_array_equal(into["a"], np.array([np.inf, -np.inf, np.nan, 0], np.float32))
 
 
 def test_a_layer_that_refuses_leaves_the_others_as_they_were(file: Path) -> None:

@@ -5,14 +5,14 @@ mathematics in plain NumPy, written to be read.
 """
 
 from rnncore._core import (
+    Frozen,
     __version__,
     get_level,
     get_num_threads,
     levels,
-    set_level,
     set_num_threads,
 )
-from rnncore.config import show_config
+from rnncore.config import set_level, show_config
 from rnncore.embedding import Embedding
 from rnncore.layers import GRU, LSTM, MGU, RNN, Gradients, Tape
 from rnncore.linear import Linear
@@ -29,6 +29,7 @@ __all__ = [
     "SGD",
     "Adam",
     "Embedding",
+    "Frozen",
     "Gradients",
     "Linear",
     "Parameters",

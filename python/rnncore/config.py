@@ -7,6 +7,36 @@ from typing import Literal, TypedDict, overload
 import numpy as np
 
 from rnncore import _core
+from rnncore.parameters import as_text
+
+
+def set_level(name: str) -> None:
+    """Set the instruction level that every later call uses.
+
+    Parameters
+    ----------
+    name
+        One of the names in ``levels()``.
+
+    Raises
+    ------
+    TypeError
+        If ``name`` is no string.
+    ValueError
+        If this machine has no such level.
+
+    Examples
+    --------
+    >>> import rnncore as rc
+    >>> before = rc.get_level()
+    >>> rc.set_level("portable")
+    >>> rc.get_level()
+    'portable'
+    >>> rc.set_level(before)
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected one of {_core.levels()}, got {as_text(name)}")
+    _core.set_level(name)
 
 
 class Config(TypedDict):
@@ -64,7 +94,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> Config | None:
     if mode == "dicts":
         return config
     if mode != "stdout":
-        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {mode!r}")
+        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {as_text(mode)}")
     rows: dict[str, object] = {**config, "levels": ", ".join(config["levels"])}
     for name, value in rows.items():
         print(f"{name:<8} {value}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from .parameters import (
     check_matrix_fits,
     check_range,
     check_shape,
+    refuse_copy,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class EmbeddingTape:
     def __repr__(self) -> str:
         """Say the size, or that it is used."""
         return f"<EmbeddingTape, {'used' if self._indices is None else f'{self.nbytes} bytes'}>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse copies and pickles: a tape is for one ``backward``."""
+        refuse_copy(self)
 
 
 class Embedding:

@@ -10,12 +10,20 @@ M features of the merged output.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    NoReturn,
+    SupportsIndex,
+    TypeAlias,
+    TypeVar,
+)
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -28,9 +36,13 @@ from rnncore.parameters import (
     as_flag,
     as_lengths,
     as_real_array,
+    as_seed,
     as_size,
+    as_text,
+    as_uint64,
     check_shape,
     inside_lengths,
+    refuse_copy,
 )
 
 if TYPE_CHECKING:
@@ -89,7 +101,8 @@ class Tape:
     """What one ``forward`` keeps for ``backward``: its inputs, states and gates, copied.
 
     Changing ``x`` or ``y`` afterwards changes nothing here. The weights are not kept: ``backward``
-    and ``gates`` use those that the layer has when they are called.
+    and ``gates`` use those that the layer has when they are called. A tape is the only one of its
+    forward pass: copying or pickling it raises TypeError.
     """
 
     __slots__ = ("_batched", "_core", "_layer", "_lengths", "_lock", "_rows", "_y_shape")
@@ -173,6 +186,10 @@ class Tape:
         size = "used" if self._core is None else f"{self.nbytes} bytes"
         return f"<Tape of {type(self._layer).__name__}, {size}>"
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse copies and pickles: a tape is for one ``backward``."""
+        refuse_copy(self)
+
 
 class _Recurrent(Generic[State]):
     """Stacked, optionally bidirectional recurrent layers: everything but the cell's equations.
@@ -213,7 +230,7 @@ class _Recurrent(Generic[State]):
         self._batch_first = as_flag("batch_first", batch_first)
         self._dtype = as_dtype(dtype)
         self._init = _choice("init", init, tuple(INITS))
-        self._seed = _uint64("seed", _entropy() if seed is None else seed)
+        self._seed = as_seed(seed)
         self._call_number = 0
         if self._dropout > 0.0 and self._num_layers == 1:
             raise ValueError(
@@ -305,7 +322,7 @@ class _Recurrent(Generic[State]):
 
     @call_number.setter
     def call_number(self, value: int) -> None:
-        number = _uint64("call_number", value)
+        number = as_uint64("call_number", value)
         with self._lock:
             self._call_number = number
 
@@ -380,7 +397,7 @@ class _Recurrent(Generic[State]):
         needed = self._parameter_bytes()
         sizes = (self._input_size, self._hidden_size, self._num_layers)
         text = "input_size, hidden_size, num_layers: expected sizes whose parameters fit {}, got "
-        text += f"{', '.join(map(_text, sizes))}, which need {_text(needed)} bytes"
+        text += f"{', '.join(map(as_text, sizes))} (bytes needed: {as_text(needed)})"
         if needed > sys.maxsize:
             raise ValueError(text.format("the address space"))
         try:
@@ -493,6 +510,9 @@ class _Recurrent(Generic[State]):
         checkpoint : default None
             None keeps every step's gates. A positive k keeps the states of every k-th step alone,
             and ``backward`` computes the rest again: less memory, more time, the same bits.
+            Each layer's input sequence stays for all steps even so; with ``merge="mul"`` the
+            outputs of both directions are kept as well. k = 1 keeps every state and saves the gates
+            alone: in an RNN, nothing.
 
         Returns
         -------
@@ -630,6 +650,8 @@ class _Recurrent(Generic[State]):
         whole sequence in the layer's layout and returns y alone. ``s.reset(rows=None)`` zeroes the
         state, of the given rows or of all. A step gives the bits of the full pass.
 
+        Copying or pickling it raises TypeError: freeze the layer again and set the new ``state``.
+
         Parameters
         ----------
         batch_size : default 1
@@ -664,11 +686,12 @@ class _Recurrent(Generic[State]):
         if rows * self._num_layers * self._hidden_size * self._dtype.itemsize > sys.maxsize:
             raise ValueError(
                 "batch_size: expected a size whose state (L, B, H) fits the address space, "
-                f"got {_text(rows)}"
+                f"got {as_text(rows)}"
             )
         if weights is not None:
             raise ValueError(
-                f"weights: expected None (the layer's own {self._dtype.name}), got {weights!r}"
+                f"weights: expected None (the layer's own {self._dtype.name}), "
+                f"got {as_text(weights)}"
             )
         if self._bidirectional:
             raise ValueError("freeze: expected a layer of one direction, got bidirectional=True")
@@ -821,7 +844,7 @@ class _Recurrent(Generic[State]):
             text = state.get(name, "nothing")
             if not (text.isascii() and text.isdigit() and len(text) <= 20):
                 raise ValueError(f"{name}: expected the digits of an integer, got {text!r}")
-            values.append(_uint64(name, int(text)))
+            values.append(as_uint64(name, int(text)))
         with self._lock:
             self._seed, self._call_number = values
 
@@ -983,6 +1006,38 @@ class LSTM(_Recurrent[Pair]):
     _gates = ("i", "f", "g", "o")
     _states = ("h", "c")
     _forget_gate = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        num_layers: int = 1,
+        bias: bool = True,
+        bidirectional: bool = False,
+        merge: str = "concat",
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        batch_first: bool = False,
+        dtype: DTypeLike = "float32",
+        init: str = "orthogonal",
+        seed: int | None = None,
+    ) -> None:
+        # The signature is repeated so that Python's own errors about arguments name LSTM.
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            bidirectional=bidirectional,
+            merge=merge,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            batch_first=batch_first,
+            dtype=dtype,
+            init=init,
+            seed=seed,
+        )
 
     def _members(self, name: str, state: Any, rows: int | None) -> tuple[Any, ...]:
         if not isinstance(state, (tuple, list)):
@@ -1190,24 +1245,10 @@ class MGU(_Gated):
 # ------------------------------------------------------- checks of single arguments
 
 
-def _uint64(name: str, value: Any) -> int:
-    """Take an integer in [0, 2**64): seeds and call numbers feed 64-bit arithmetic."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer in [0, 2**64), got {value!r}")
-    if not 0 <= value < _UINT64:
-        raise ValueError(f"{name}: expected an integer in [0, 2**64), got {_text(int(value))}")
-    return int(value)
-
-
-def _text(number: int) -> str:
-    """Write an integer that may be too long for Python to print."""
-    return str(number) if abs(number) < 2**128 else f"one of {number.bit_length()} bits"
-
-
 def _strict_bool(name: str, value: Any) -> None:
     """Refuse all but True and False: nothing that merely looks true may turn an option on."""
     if value is not True and value is not False:
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {as_text(value)}")
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -1215,10 +1256,10 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     expected = " or ".join(repr(choice) for choice in choices)
     if not isinstance(value, str):
         raise TypeError(
-            f"{name}: expected {expected}, got {value!r} of type {type(value).__name__}"
+            f"{name}: expected {expected}, got {as_text(value)} of type {type(value).__name__}"
         )
     if value not in choices:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        raise ValueError(f"{name}: expected {expected}, got {as_text(value)}")
     return str(value)
 
 
@@ -1227,17 +1268,12 @@ def _probability(name: str, value: Any) -> float:
     numbers = (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, numbers):
         raise TypeError(
-            f"{name}: expected a number in [0, 1), got {value!r} of type {type(value).__name__}"
+            f"{name}: expected a number in [0, 1), "
+            f"got {as_text(value)} of type {type(value).__name__}"
         )
     if not 0 <= value < 1:
-        text = _text(value) if isinstance(value, int) else repr(value)
-        raise ValueError(f"{name}: expected a number in [0, 1), got {text}")
+        raise ValueError(f"{name}: expected a number in [0, 1), got {as_text(value)}")
     return float(value)
-
-
-def _entropy() -> int:
-    """Draw a seed from the operating system."""
-    return int.from_bytes(os.urandom(8), "little")
 
 
 def _raise_used() -> NoReturn:

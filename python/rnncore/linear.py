@@ -7,7 +7,7 @@ call and on NumPy's BLAS, unlike in the recurrent layers, whose bits do not depe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from .parameters import (
     as_real_array,
     as_seed,
     as_size,
+    as_text,
     check_matrix_fits,
     check_shape,
+    refuse_copy,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +67,10 @@ class LinearTape:
     def __repr__(self) -> str:
         """Say the size, or that it is used."""
         return f"<LinearTape, {'used' if self._x is None else f'{self.nbytes} bytes'}>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse copies and pickles: a tape is for one ``backward``."""
+        refuse_copy(self)
 
 
 class Linear:
@@ -129,7 +135,7 @@ class Linear:
         self._bias = as_flag("bias", bias)
         self._dtype = as_dtype(dtype)
         if init not in ("glorot", "pytorch"):
-            raise ValueError(f"init: expected 'glorot' or 'pytorch', got {init!r}")
+            raise ValueError(f"init: expected 'glorot' or 'pytorch', got {as_text(init)}")
         self._init = init
         self._seed = as_seed(seed)
         check_matrix_fits("out_features, in_features", self._out_features, self._in_features)

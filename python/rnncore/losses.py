@@ -19,6 +19,7 @@ from .parameters import (
     as_integer_array,
     as_lengths,
     as_real_array,
+    as_text,
     check_range,
     check_shape,
     inside_lengths,
@@ -263,5 +264,5 @@ def _checked_weights(
 
 def _checked_ignore_index(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"ignore_index: expected an integer or None, got {value!r}")
+        raise TypeError(f"ignore_index: expected an integer or None, got {as_text(value)}")
     return int(value)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .parameters import as_flag, as_real_array, check_names, check_shape
+from .parameters import as_flag, as_real_array, as_text, check_names, check_shape
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -253,7 +253,7 @@ class SGD(Optimizer):
             "weight_decay": _number("weight_decay", settings["weight_decay"]),
         }
         if checked["nesterov"] not in (0.0, 1.0):
-            raise ValueError(f"nesterov: expected 0 or 1, got {settings['nesterov']!r}")
+            raise ValueError(f"nesterov: expected 0 or 1, got {as_text(settings['nesterov'])}")
         if checked["nesterov"] and not checked["momentum"]:
             raise ValueError("nesterov: expected momentum > 0 beside it, got momentum=0")
         return checked
@@ -445,7 +445,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     """
     limit = _real("max_norm", max_norm)
     if not limit > 0.0:
-        raise ValueError(f"max_norm: expected a number > 0, got {max_norm!r}")
+        raise ValueError(f"max_norm: expected a number > 0, got {as_text(max_norm)}")
     arrays = list(_live_arrays("grads", grads).values())
     with np.errstate(all="ignore"):
         norm = _norm(arrays)
@@ -481,7 +481,7 @@ def _flatten(argument: str, tree: Any, prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in branches.items():
         if not isinstance(key, str):
-            raise TypeError(f"{argument}: expected names that are text, got {key!r}")
+            raise TypeError(f"{argument}: expected names that are text, got {as_text(key)}")
         name = prefix + key
         found = {name: value}
         if _branches(value) is not None:
@@ -525,7 +525,7 @@ def _number(name: str, value: object, *, below: float = math.inf) -> float:
     number = _real(name, value)
     if not 0.0 <= number < below:
         limit = "a finite number >= 0" if below == math.inf else f"0 <= number < {below:g}"
-        raise ValueError(f"{name}: expected {limit}, got {value!r}")
+        raise ValueError(f"{name}: expected {limit}, got {as_text(value)}")
     return number
 
 
@@ -533,7 +533,7 @@ def _real(name: str, value: object) -> float:
     """Return a scalar as a float; TypeError for bools and all that is no real number."""
     scalar = isinstance(value, (int, float, np.integer, np.floating))
     if not scalar or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a real number, got {value!r}")
+        raise TypeError(f"{name}: expected a real number, got {as_text(value)}")
     try:
         # NumPy scalars would widen float32 arrays, Python floats do not.
         return float(value)  # type: ignore[arg-type]

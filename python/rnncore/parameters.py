@@ -26,14 +26,18 @@ __all__ = [
     "as_flag",
     "as_integer_array",
     "as_lengths",
+    "as_plain_array",
     "as_real_array",
     "as_seed",
     "as_size",
+    "as_text",
+    "as_uint64",
     "check_matrix_fits",
     "check_names",
     "check_range",
     "check_shape",
     "inside_lengths",
+    "refuse_copy",
 ]
 
 _FLOAT32 = np.dtype(np.float32)
@@ -101,7 +105,9 @@ class Parameters(Mapping[str, "NDArray[Any]"]):
         array = self[name]
         # params[name] -= step has changed the array already and now assigns it to itself.
         if value is not array:
-            array[...] = self._converted(name, value)
+            fresh = self._converted(name, value)
+            self._check_writeable(name)
+            array[...] = fresh
 
     def __delitem__(self, name: str) -> NoReturn:
         """Refuse: the names are fixed."""
@@ -157,9 +163,8 @@ class Parameters(Mapping[str, "NDArray[Any]"]):
         check_names("params", self._arrays, mapping)
         # Copies, since an entry may be a view of another array here: two parameters may be swapped.
         fresh = {name: self._converted(name, mapping[name], copy=True) for name in self._arrays}
-        for name, array in self._arrays.items():
-            if not array.flags.writeable:
-                raise ValueError(f"params[{name!r}]: the array is read-only")
+        for name in self._arrays:
+            self._check_writeable(name)
         for name, array in self._arrays.items():
             array[...] = fresh[name]
 
@@ -170,6 +175,13 @@ class Parameters(Mapping[str, "NDArray[Any]"]):
         fresh = as_real_array(label, value, array.dtype, copy=copy)
         check_shape(label, fresh, array.shape, self._letters.get(name))
         return fresh
+
+    def _check_writeable(self, name: str) -> None:
+        """Refuse to change an array that the user has made read-only."""
+        if not self._arrays[name].flags.writeable:
+            raise ValueError(
+                f"params[{name!r}]: expected an array that can be changed, got a read-only one"
+            )
 
     def _unknown(self, name: object) -> str:
         return f"no parameter {name!r}; the names are {_listed(self._arrays)}"
@@ -258,7 +270,7 @@ def as_real_array(
         flags = value.flags
         if kept and flags.c_contiguous and flags.aligned:
             return value
-    source = _as_array(name, value, "real numbers (floats or integers)")
+    source = as_plain_array(name, value, "real numbers (floats or integers)")
     if source.dtype.kind not in "fiu":
         raise TypeError(
             f"{name}: expected real numbers (floats or integers), got dtype {source.dtype}"
@@ -303,7 +315,7 @@ def as_integer_array(name: str, value: object, *, copy: bool = False) -> NDArray
         flags = value.flags
         if flags.c_contiguous and flags.aligned:
             return value
-    source = _as_array(name, value, "integers")
+    source = as_plain_array(name, value, "integers")
     if source.size == 0 and isinstance(value, (list, tuple)):
         return np.zeros(source.shape, _INT64)  # NumPy makes [] an array of floats
     if source.dtype.kind not in "iu":
@@ -314,8 +326,25 @@ def as_integer_array(name: str, value: object, *, copy: bool = False) -> NDArray
     return _cast(name, source, _INT64, copy, None)
 
 
-def _as_array(name: str, value: object, expected: str) -> NDArray[Any]:
-    """Make a plain ``numpy.ndarray``, of whatever dtype and layout the value has."""
+def as_plain_array(name: str, value: object, expected: str) -> NDArray[Any]:
+    """Make a plain ``numpy.ndarray``, of whatever dtype and layout the value has.
+
+    Parameters
+    ----------
+    name
+        The argument's name, for messages.
+    value
+        What the user passed.
+    expected
+        What its elements should be, for messages; the dtype of the result is the caller's to check.
+
+    Raises
+    ------
+    TypeError
+        For objects, and for nested sequences with a bool.
+    ValueError
+        For nested sequences of unequal lengths, masked entries, and integers beyond 64 bits.
+    """
     if isinstance(value, np.ndarray):
         _check_unmasked(name, value)
         return np.asarray(value)
@@ -539,9 +568,18 @@ def _listed(names: Any) -> str:
 def as_size(name: str, value: object) -> int:
     """Return the size of a layer; TypeError unless an integer, ValueError unless 1 or more."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected a positive integer, got {value!r}")
+        raise TypeError(f"{name}: expected a positive integer, got {as_text(value)}")
     if value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value}")
+        raise ValueError(f"{name}: expected a positive integer, got {as_text(int(value))}")
+    return int(value)
+
+
+def as_uint64(name: str, value: object, *, expected: str = "an integer in [0, 2**64)") -> int:
+    """Return an integer in [0, 2**64): seeds and call numbers feed 64-bit arithmetic."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected {expected}, got {as_text(value)}")
+    if not 0 <= value < 2**64:
+        raise ValueError(f"{name}: expected {expected}, got {as_text(int(value))}")
     return int(value)
 
 
@@ -549,11 +587,7 @@ def as_seed(value: object) -> int:
     """Return the seed, an integer in [0, 2**64); None draws one from the operating system."""
     if value is None:
         return int.from_bytes(os.urandom(8), "little")
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"seed: expected an integer or None, got {value!r}")
-    if not 0 <= value < 2**64:
-        raise ValueError(f"seed: expected an integer in [0, 2**64), got {value}")
-    return int(value)
+    return as_uint64("seed", value, expected="an integer in [0, 2**64) or None")
 
 
 def check_matrix_fits(names: str, rows: int, columns: int) -> None:
@@ -574,7 +608,8 @@ def check_matrix_fits(names: str, rows: int, columns: int) -> None:
         If the memory cannot be had.
     """
     needed = rows * columns * _FLOAT64.itemsize
-    message = f"{names}: expected sizes whose matrix fits the {{}}, got {rows} and {columns}"
+    got = f"{as_text(rows)} and {as_text(columns)}"
+    message = f"{names}: expected sizes whose matrix fits the {{}}, got {got}"
     if needed > sys.maxsize:
         raise ValueError(message.format("address space"))
     try:
@@ -586,13 +621,13 @@ def check_matrix_fits(names: str, rows: int, columns: int) -> None:
 def as_flag(name: str, value: object) -> bool:
     """Return a switch as a bool; TypeError for all but bools."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {as_text(value)}")
     return bool(value)
 
 
 def as_dtype(value: object) -> np.dtype[Any]:
     """Return the dtype of a layer, float32 or float64, given by name, by type or as a dtype."""
-    message = f"dtype: expected 'float32' or 'float64', got {value!r}"
+    message = f"dtype: expected 'float32' or 'float64', got {as_text(value)}"
     if value is None:  # to NumPy it means float64
         raise TypeError(message)
     try:
@@ -602,3 +637,32 @@ def as_dtype(value: object) -> np.dtype[Any]:
     if dtype not in (_FLOAT32, _FLOAT64):
         raise ValueError(message)
     return dtype
+
+
+# ---- Messages and copies -----------------------------------------------------------------------
+
+
+def as_text(value: object) -> str:
+    """Write a value into a message: its ``repr``, or the size of an integer too long to print.
+
+    Examples
+    --------
+    >>> from rnncore.parameters import as_text
+    >>> as_text("a"), as_text(-3), as_text(10**5000)
+    ("'a'", '-3', 'an integer of 16610 bits')
+    """
+    if isinstance(value, int) and abs(value) >= 2**128:
+        sign = "an" if value > 0 else "a negative"
+        return f"{sign} integer of {value.bit_length()} bits"
+    try:
+        return repr(value)
+    except ValueError:  # such an integer inside a list
+        return f"an object of type {type(value).__name__}"
+
+
+def refuse_copy(tape: object) -> NoReturn:
+    """Raise TypeError: each tape is used up by one ``backward``, which a copy would get around."""
+    raise TypeError(
+        f"{type(tape).__name__}: expected to stay the only tape of its forward pass, "
+        "got copied or pickled (backward(..., keep=True) leaves a tape usable)"
+    )

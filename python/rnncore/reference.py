@@ -10,7 +10,7 @@ A recurrent network applies the same weights at every step,
 
     h_t = step(x_t, h_{t-1}; W, U, b),          t = 0, 1, ..., T-1,
 
-and and a loss L reads some or all of the h_t. Unfold the loop: it is an ordinary deep network with
+and a loss L reads some or all of the h_t. Unfold the loop: it is an ordinary deep network with
 T layers that happen to share one W. Write dh_t for dL/dh_t, and J_t for the Jacobian of h_t by
 h_{t-1}. Two paths lead from h_t to the loss, so
 
@@ -125,6 +125,15 @@ GATES: dict[str, tuple[str, ...]] = {
 #: or the whole past (c).
 ALSO_SAVED: dict[str, tuple[str, ...]] = {"rnn": (), "lstm": ("c",), "gru": ("q",), "mgu": ("q",)}
 
+#: Each cell's default of (reset_after, update_gate): PyTorch's for GRU, the paper's for MGU [8]_.
+#: The other two cells have neither gate, and know no other value.
+FORMS: dict[str, tuple[bool, str]] = {
+    "rnn": (True, "keep"),
+    "lstm": (True, "keep"),
+    "gru": (True, "keep"),
+    "mgu": (False, "write"),
+}
+
 MERGES = ("concat", "sum", "mean", "mul")
 NONLINEARITIES = ("tanh", "relu")
 UPDATE_GATES = ("keep", "write")
@@ -150,9 +159,9 @@ class Config:
         Whether there are bias_ih and bias_hh.
     nonlinearity : {"tanh", "relu"}, default "tanh"
         Activation of the vanilla cell; the other cells know only "tanh".
-    reset_after : bool, default True
+    reset_after : bool, default True for GRU, False for MGU
         GRU and MGU: whether the reset gate acts after the product with U, or before it.
-    update_gate : {"keep", "write"}, default "keep"
+    update_gate : {"keep", "write"}, default "keep" for GRU, "write" for MGU
         GRU and MGU: whether an open update gate keeps h' or writes the candidate.
     dropout, recurrent_dropout : float, default 0.0
         Probabilities in [0, 1): on the merged output of every layer but the last, and on h'
@@ -180,14 +189,18 @@ class Config:
     merge: str = "concat"
     bias: bool = True
     nonlinearity: str = "tanh"
-    reset_after: bool = True
-    update_gate: str = "keep"
+    # None becomes the cell's own default below; whoever reads the fields never sees it.
+    reset_after: bool = None  # type: ignore[assignment]
+    update_gate: str = None  # type: ignore[assignment]
     dropout: float = 0.0
     recurrent_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, and options that this cell would ignore."""
         check_choice("cell", self.cell, tuple(GATES))
+        for name, default in zip(("reset_after", "update_gate"), FORMS[self.cell], strict=True):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         check_choice("merge", self.merge, MERGES)
         check_choice("nonlinearity", self.nonlinearity, NONLINEARITIES)
         check_choice("update_gate", self.update_gate, UPDATE_GATES)
@@ -202,7 +215,8 @@ class Config:
             )
         if self.cell != "rnn" and self.nonlinearity != "tanh":
             raise ValueError(f"nonlinearity: expected 'tanh' for {self.cell}, got 'relu'")
-        if self.cell in ("rnn", "lstm") and (not self.reset_after or self.update_gate != "keep"):
+        form = self.reset_after, self.update_gate
+        if self.cell in ("rnn", "lstm") and form != FORMS[self.cell]:
             raise ValueError(f"reset_after, update_gate: {self.cell} has no such gate")
 
     @property

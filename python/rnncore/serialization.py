@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload, runtime_ch
 import numpy as np
 
 from rnncore import _core
+from rnncore.parameters import as_plain_array, as_real_array, as_text, check_range
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -36,7 +37,7 @@ class Stateful(Protocol):
     def _load_extra_state(self, state: dict[str, str], /) -> None: ...
 
 
-Path: TypeAlias = "str | os.PathLike[str]"
+Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 # A mapping's values are layers, arrays or such mappings again; mypy joins the types of different
 # layers to `object`, so that saying so would refuse `{"lstm": lstm, "head": head}`.
 Tree: TypeAlias = "Parametrized | Mapping[str, Any]"
@@ -50,7 +51,7 @@ def save(path: Path, tree: Tree) -> None:
 
     Parameters
     ----------
-    path : str or path-like
+    path : str, bytes or path-like
         The file to write.
     tree : layer, mapping of names to arrays, or a nested mapping of both
         ``{"lstm": lstm, "head": head}`` gives names such as ``lstm.weight_ih_l0``.
@@ -60,7 +61,7 @@ def save(path: Path, tree: Tree) -> None:
     TypeError
         If a name is no string, or an array is not of real floats or integers.
     ValueError
-        If two arrays get the same name, or a name cannot be used.
+        If two arrays get the same name, a name cannot be used, or an array has masked entries.
     OSError
         If the file cannot be written; an existing one is unchanged.
 
@@ -77,14 +78,14 @@ def save(path: Path, tree: Tree) -> None:
     >>> {name: array.shape for name, array in arrays.items()}
     {'encoder.weight': (2, 2), 'scale': (3,)}
     """
-    leaves = _Leaves(tree)
+    leaves = _Leaves("tree", tree)
     tensors = {name: _plain(name, array) for name, array in leaves.arrays.items()}
     metadata = {
         prefix + key: text
         for prefix, layer in leaves.stateful.items()
         for key, text in layer._extra_state().items()
     }
-    _core.save_tensors(path, tensors, metadata)
+    _core.save_tensors(_decoded(path), tensors, metadata)
 
 
 @overload
@@ -96,7 +97,7 @@ def load(path: Path, *, into: Tree | None = None) -> dict[str, NDArray[Any]] | N
 
     Parameters
     ----------
-    path : str or path-like
+    path : str, bytes or path-like
         The file to read, from `save` or from any other program.
     into : layer, mapping of names to arrays, or a nested mapping of both, optional
         What to load into, in place and cast to its types. The file must have exactly its names
@@ -109,9 +110,12 @@ def load(path: Path, *, into: Tree | None = None) -> dict[str, NDArray[Any]] | N
 
     Raises
     ------
+    TypeError
+        If `into` is neither a layer nor a mapping.
     ValueError
-        If the file is no valid safetensors file or does not fit `into`. The message lists every
-        missing name, unexpected name and wrong shape.
+        If the file is no valid safetensors file or does not fit `into`, or a value does not fit the
+        type of the array to load it into. The message lists every missing name, unexpected name
+        and wrong shape.
     MemoryError
         If the arrays do not fit the memory.
     OSError
@@ -132,26 +136,28 @@ def load(path: Path, *, into: Tree | None = None) -> dict[str, NDArray[Any]] | N
     array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
+    path = _decoded(path)
     tensors, metadata = _core.load_tensors(path)
     if into is None:
         return tensors
-    leaves = _Leaves(into)
+    leaves = _Leaves("into", into)
     problems = list(_problems(leaves.arrays, tensors))
     if problems:
-        raise ValueError(f"path: {os.fspath(path)!r} does not fit `into`: {'; '.join(problems)}")
+        raise ValueError(f"path: {path!r} does not fit `into`: {'; '.join(problems)}")
     with _unchanged_on_error(leaves):
         _load_extra_states(leaves.stateful, metadata)
         for prefix, layer in leaves.layers.items():
             layer.load_params({name: tensors[prefix + name] for name in layer.params})
         for name, array in leaves.loose.items():
-            np.copyto(array, tensors[name], casting="same_kind")
+            array[...] = _fitted(f"into[{name!r}]", tensors[name], array.dtype)
     return None
 
 
 class _Leaves:
     """The arrays and layers of a tree, under their full names."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, argument: str, tree: Tree) -> None:
+        self.argument = argument
         self.arrays: dict[str, Any] = {}
         self.layers: dict[str, Parametrized] = {}
         self.loose: dict[str, Any] = {}
@@ -177,31 +183,49 @@ class _Leaves:
             self._add(name, tree)
             self.loose[name] = tree
         else:
-            raise TypeError(f"tree: expected a layer or a mapping, got {type(tree).__name__}")
+            raise TypeError(
+                f"{self.argument}: expected a layer or a mapping, got {type(tree).__name__}"
+            )
 
     def _add(self, name: str, array: object) -> None:
         if name in self.arrays:
-            raise ValueError(f"tree: two arrays have the name {name!r}")
+            raise ValueError(f"{self.argument}: two arrays have the name {name!r}")
         self.arrays[name] = array
 
-    @staticmethod
-    def _joined(prefix: str, key: object, value: object) -> str:
+    def _joined(self, prefix: str, key: object, value: object) -> str:
         if not isinstance(key, str):
-            raise TypeError(f"tree: expected names of type str, got {key!r}")
+            raise TypeError(f"{self.argument}: expected names of type str, got {as_text(key)}")
         # A dot in the name of a layer would make its parameters look like another layer's.
         if not key or ("." in key and isinstance(value, (Parametrized, Mapping))):
-            raise ValueError(f"tree: expected a name without dots, got {prefix + key!r}")
+            name = prefix + key
+            raise ValueError(f"{self.argument}: expected a name without dots, got {name!r}")
         return f"{prefix}{key}."
 
 
 def _plain(name: str, value: ArrayLike) -> NDArray[Any]:
     """Return the array as the file holds it: real numbers, C order, native bytes."""
-    array = np.asarray(value)
+    expected = "an array of real floats or integers"
+    array = as_plain_array(f"tree[{name!r}]", value, expected)
     if array.dtype.kind not in "fiu":
-        raise TypeError(
-            f"tree[{name!r}]: expected an array of real floats or integers, got {array.dtype}"
-        )
+        raise TypeError(f"tree[{name!r}]: expected {expected}, got {array.dtype}")
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
+
+
+def _decoded(path: Path) -> str:
+    """Return the path as text; bytes are decoded as Python does for file names."""
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        expected = "a str, bytes or path-like object"
+        raise TypeError(f"path: expected {expected}, got {as_text(path)}") from None
+
+
+def _fitted(name: str, source: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Cast to the type of an array to load into; what does not fit is an error."""
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        check_range(name, source, int(limits.min), int(limits.max), f"the greatest {dtype}")
+    return as_real_array(name, source, dtype)
 
 
 def _problems(expected: Mapping[str, Any], got: Mapping[str, NDArray[Any]]) -> Iterator[str]:

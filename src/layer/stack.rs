@@ -8,7 +8,7 @@ use crate::layer::config::Config;
 use crate::layer::dropout::Masks;
 use crate::layer::plan::Pass;
 use crate::layer::tape::Tape;
-use crate::memory::product;
+use crate::memory::{probe, product};
 use crate::parallel::Watch;
 use crate::shape::Schedule;
 use crate::simd::{Element, Level};
@@ -148,6 +148,17 @@ impl Stack {
             Some(every) if options.training => steps.div_ceil(every),
             _ => 1,
         };
+        // Small pieces of each layer and of each of its segments: states, tapes, lists.
+        let row_bytes = schedule
+            .batch()
+            .saturating_mul(config.hidden * size_of::<E>());
+        let piece = row_bytes.saturating_mul(2).saturating_add(192);
+        let pieces = segments.saturating_mul(piece).saturating_add(4096);
+        probe(
+            config.layers * config.directions(),
+            pieces,
+            "the pieces of the tape",
+        )?;
         let call = Call::new(
             config,
             execution,

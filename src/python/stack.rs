@@ -455,6 +455,8 @@ impl Stack {
         &self,
         params: &Bound<'py, PyList>,
     ) -> PyResult<Vec<PyReadonlyArrayDyn<'py, E>>> {
+        // The table of borrowed arrays grows by small pieces.
+        memory::probe(params.len(), 512, "params")?;
         let mut borrowed = memory::reserved(params.len(), "params")?;
         for (k, param) in params.iter().enumerate().take(params.len()) {
             borrowed.push(borrow(format_args!("params[{k}]"), &param)?);
