@@ -16,7 +16,13 @@ from rnncore.config import set_level, show_config
 from rnncore.embedding import Embedding
 from rnncore.layers import GRU, LSTM, MGU, RNN, Gradients, Tape
 from rnncore.linear import Linear
-from rnncore.losses import mean_squared_error, softmax_cross_entropy
+from rnncore.losses import (
+    binary_cross_entropy_with_logits,
+    huber,
+    mean_absolute_error,
+    mean_squared_error,
+    softmax_cross_entropy,
+)
 from rnncore.optimizers import SGD, Adam, clip_grad_norm
 from rnncore.parameters import Parameters
 from rnncore.serialization import load, save
@@ -35,11 +41,14 @@ __all__ = [
     "Parameters",
     "Tape",
     "__version__",
+    "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "get_level",
     "get_num_threads",
+    "huber",
     "levels",
     "load",
+    "mean_absolute_error",
     "mean_squared_error",
     "save",
     "set_level",

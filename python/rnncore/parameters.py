@@ -10,6 +10,7 @@ The common case, an array that is right already, is one test and no copy.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,12 +27,15 @@ __all__ = [
     "as_flag",
     "as_integer_array",
     "as_lengths",
+    "as_nonnegative",
     "as_plain_array",
+    "as_real",
     "as_real_array",
     "as_seed",
     "as_size",
     "as_text",
     "as_uint64",
+    "check_good",
     "check_matrix_fits",
     "check_names",
     "check_range",
@@ -492,6 +496,36 @@ def check_range(
     )
 
 
+def check_good(
+    name: str,
+    values: NDArray[Any],
+    good: NDArray[np.bool_],
+    expected: str,
+    counted: NDArray[np.bool_] | None = None,
+) -> None:
+    """Raise ValueError, with value and position, unless all values that count are good.
+
+    Parameters
+    ----------
+    name
+        The argument's name, for the message.
+    values
+        The numbers looked at.
+    good
+        A mask of their shape.
+    expected
+        What a good value is, for the message.
+    counted : default None
+        A mask of the shape of ``values``. None: every value counts.
+    """
+    bad = ~good if counted is None else counted & ~good
+    if bad.any():
+        where = int(bad.argmax())
+        raise ValueError(
+            f"{name}: expected {expected}, got {values.flat[where]}{_position(where, values.shape)}"
+        )
+
+
 def check_names(name: str, expected: Mapping[str, Any], got: Mapping[str, Any]) -> None:
     """Raise ValueError, listing all that differ, unless two mappings have the same names."""
     missing = [key for key in expected if key not in got]
@@ -562,7 +596,7 @@ def _listed(names: Any) -> str:
     return ", ".join(repr(name) for name in names)
 
 
-# ---- Options of layers -------------------------------------------------------------------------
+# ---- Options -----------------------------------------------------------------------------------
 
 
 def as_size(name: str, value: object) -> int:
@@ -623,6 +657,27 @@ def as_flag(name: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {as_text(value)}")
     return bool(value)
+
+
+def as_real(name: str, value: object) -> float:
+    """Return a scalar as a float; TypeError for bools and all that is no real number."""
+    scalar = isinstance(value, (int, float, np.integer, np.floating))
+    if not scalar or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a real number, got {as_text(value)}")
+    try:
+        # NumPy scalars would widen float32 arrays, Python floats do not.
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number in the range of float64, got more") from None
+
+
+def as_nonnegative(name: str, value: object, *, below: float = math.inf) -> float:
+    """Return an option as a float; it must be finite, >= 0, and below a limit."""
+    number = as_real(name, value)
+    if not 0.0 <= number < below:
+        limit = "a finite number >= 0" if below == math.inf else f"0 <= number < {below:g}"
+        raise ValueError(f"{name}: expected {limit}, got {as_text(value)}")
+    return number
 
 
 def as_dtype(value: object) -> np.dtype[Any]:
