@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import rnncore as rc
 from rnncore.linear import Linear
-from rnncore.optimizers import SGD, Adam, Optimizer, clip_grad_norm
+from rnncore.optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    Optimizer,
+    RMSprop,
+    clip_grad_norm,
+    clip_grad_value,
+)
 from rnncore.parameters import Parameters
 
 FLOATS = ("float32", "float64")
@@ -29,18 +39,53 @@ SGD_OPTIONS: list[dict[str, Any]] = [
     {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3},
     {"lr": 0.1, "momentum": 0.9, "nesterov": True},
     {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.3},
+    {"lr": 0.1, "l1": 0.2},
+    {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.3, "l1": 0.2},
 ]
 ADAM_OPTIONS: list[dict[str, Any]] = [
     {},
     {"lr": 0.1, "weight_decay": 0.3},
     {"lr": 0.1, "betas": (0.5, 0.7), "eps": 1e-3},
     {"lr": 0.1, "betas": (0.0, 0.0), "eps": 0.1},
+    {"lr": 0.1, "l1": 0.2},
+    {"lr": 0.1, "weight_decay": 0.3, "l1": 0.2},
+]
+ADAMW_OPTIONS: list[dict[str, Any]] = [*ADAM_OPTIONS, {"lr": 0.1, "weight_decay": 0.0}]
+RMSPROP_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"lr": 0.1, "alpha": 0.5, "eps": 1e-3},
+    {"lr": 0.1, "weight_decay": 0.3},
+    {"lr": 0.1, "weight_decay": 0.3, "l1": 0.2},
+    {"lr": 0.1, "momentum": 0.9, "l1": 0.2},
+    {"lr": 0.1, "centered": True},
+    {"lr": 0.1, "momentum": 0.9, "centered": True, "weight_decay": 0.3},
+]
+OPTIONS = [
+    (make, options)
+    for make, each in (
+        (SGD, SGD_OPTIONS),
+        (Adam, ADAM_OPTIONS),
+        (AdamW, ADAMW_OPTIONS),
+        (RMSprop, RMSPROP_OPTIONS),
+    )
+    for options in each
+]
+# One of each kind, with all the state that it can have.
+MAKERS: list[Make] = [
+    lambda params: SGD(params, 0.1, 0.9),
+    Adam,
+    AdamW,
+    lambda params: RMSprop(params, momentum=0.9, centered=True),
 ]
 
 
 def drawn(seed: int, dtype: str = "float64") -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(seed)
     return {name: rng.standard_normal(shape).astype(dtype) for name, shape in SHAPES.items()}
+
+
+def sign(w: float) -> float:
+    return float(w > 0) - float(w < 0)
 
 
 def scalar_sgd(
@@ -50,11 +95,12 @@ def scalar_sgd(
     momentum: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
+    l1: float = 0.0,
 ) -> float:
     """Follow one weight, as the equations say."""
     v = 0.0
     for gradient in gradients:
-        g = gradient + weight_decay * w
+        g = gradient + weight_decay * w + l1 * sign(w)
         v = momentum * v + g
         w = w - lr * (g + momentum * v if nesterov else v)
     return w
@@ -67,26 +113,58 @@ def scalar_adam(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
+    l1: float = 0.0,
+    decoupled: bool = False,
 ) -> float:
     """Follow one weight through algorithm 1 of Kingma and Ba, line by line."""
     m = v = 0.0
     for t, gradient in enumerate(gradients, start=1):
-        g = gradient + weight_decay * w
+        penalty = weight_decay * w + l1 * sign(w)
+        g = gradient if decoupled else gradient + penalty
         m = betas[0] * m + (1 - betas[0]) * g
         v = betas[1] * v + (1 - betas[1]) * g * g
         m_hat = m / (1 - betas[0] ** t)
         v_hat = v / (1 - betas[1] ** t)
-        w = w - lr * m_hat / (math.sqrt(v_hat) + eps)
+        w = w - lr * m_hat / (math.sqrt(v_hat) + eps) - (lr * penalty if decoupled else 0.0)
     return w
 
 
-@pytest.mark.parametrize(
-    ("make", "scalar", "options"),
-    [(SGD, scalar_sgd, options) for options in SGD_OPTIONS]
-    + [(Adam, scalar_adam, options) for options in ADAM_OPTIONS],
-)
+def scalar_adamw(
+    w: float, gradients: list[float], weight_decay: float = 0.01, **options: Any
+) -> float:
+    """Follow one weight through algorithm 2 of Loshchilov and Hutter, lr scaling the decay too."""
+    return scalar_adam(w, gradients, weight_decay=weight_decay, decoupled=True, **options)
+
+
+def scalar_rmsprop(
+    w: float,
+    gradients: list[float],
+    lr: float = 0.01,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    centered: bool = False,
+    weight_decay: float = 0.0,
+    l1: float = 0.0,
+) -> float:
+    """Follow one weight, as the equations say."""
+    v = m = u = 0.0
+    for gradient in gradients:
+        g = gradient + weight_decay * w + l1 * sign(w)
+        v = alpha * v + (1 - alpha) * g * g
+        m = alpha * m + (1 - alpha) * g
+        u = momentum * u + g / (math.sqrt(v - m * m if centered else v) + eps)
+        w = w - lr * u
+    return w
+
+
+SCALAR = {SGD: scalar_sgd, Adam: scalar_adam, AdamW: scalar_adamw, RMSprop: scalar_rmsprop}
+
+
+@pytest.mark.parametrize(("make", "options"), OPTIONS)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_steps_are_those_of_a_scalar_loop(make: Any, scalar: Any, options: Any, dtype: str) -> None:
+def test_steps_are_those_of_a_scalar_loop(make: Any, options: Any, dtype: str) -> None:
+    scalar: Any = SCALAR[make]
     params = drawn(0, dtype)
     start = {name: array.copy() for name, array in params.items()}
     live = dict(params)
@@ -139,6 +217,61 @@ def test_adam_by_hand() -> None:
     optimizer.step({"w": [4.0, -4.0, 0.0]})
     expected = 0.25 * (2.5 / 0.75) / math.sqrt(4.75 / 0.4375)
     np.testing.assert_allclose(params["w"][:2], [0.75 - expected, 1.25 + expected], rtol=1e-15)
+
+
+def test_adamw_by_hand() -> None:
+    # As above the first step is lr, whatever g; before it 0.25 * (0.5 * w + 0.125 * sign(w)).
+    params = {"w": np.array([1.0, -2.0, 0.0])}
+    AdamW(params, 0.25, (0.5, 0.75), 0.0, 0.5, 0.125).step({"w": [2.0, -2.0, 0.5]})
+    assert params["w"].tolist() == [
+        1.0 - 0.125 - 0.03125 - 0.25,
+        -2.0 + 0.25 + 0.03125 + 0.25,
+        -0.25,
+    ]
+    # Without gradients only the penalties act: there is no division by a moment of them.
+    params = {"w": np.array([1.0, -2.0])}
+    AdamW(params, 0.25, weight_decay=0.5).step({"w": [0.0, 0.0]})
+    assert params["w"].tolist() == [0.875, -1.75]
+    assert AdamW(params).state_dict()["weight_decay"] == 0.01
+
+
+def test_rmsprop_by_hand() -> None:
+    params = {"w": np.array([1.0])}
+    optimizer = RMSprop(params, 0.25, 0.75, 0.0)
+    optimizer.step({"w": [2.0]})
+    assert params["w"][0] == 0.5  # v = 4 / 4
+    optimizer.step({"w": [-1.0]})
+    assert params["w"][0] == pytest.approx(0.5 + 0.25, rel=1e-15, abs=0)  # v = 3 / 4 + 1 / 4
+    params = {"w": np.array([1.0])}
+    optimizer = RMSprop(params, 0.25, 0.5, 1.0, momentum=0.5, centered=True)
+    optimizer.step({"w": [2.0]})
+    assert params["w"][0] == 0.75  # v = 2, m = 1, u = 2 / (1 + 1)
+    optimizer.step({"w": [2.0]})
+    # v = 3, m = 1.5, u = 0.5 + 2 / (sqrt(0.75) + 1)
+    expected = 0.75 - 0.25 * (0.5 + 2 / (math.sqrt(0.75) + 1))
+    assert params["w"][0] == pytest.approx(expected, rel=1e-15, abs=0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_variance_that_rounding_makes_negative_is_zero(dtype: str) -> None:
+    # Under constant gradients v - m^2 tends to 0, and falls below it in the last digits.
+    gradients = np.random.default_rng(6).standard_normal(200).astype(dtype)
+    params = {"w": np.zeros(200, dtype)}
+    optimizer = RMSprop(params, lr=0.1, alpha=0.5, eps=1.0, centered=True)
+    negative = False
+    for _ in range(60):
+        optimizer.step({"w": gradients})
+        state = optimizer.state_dict()
+        negative |= bool((state["square.w"] < np.square(state["mean.w"])).any())
+    assert negative
+    assert np.isfinite(params["w"]).all()
+
+
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW, RMSprop])
+def test_l1_leaves_zeros_and_infinities_alone(make: Any) -> None:
+    params = {"w": np.array([0.0, np.inf, -np.inf])}
+    make(params, lr=0.5, weight_decay=0.0, l1=0.25).step({"w": np.zeros(3)})
+    assert params["w"].tolist() == [0.0, np.inf, -np.inf]
 
 
 @pytest.mark.parametrize("make", [SGD, Adam])
@@ -223,10 +356,15 @@ def test_an_array_replaced_in_a_plain_dict_is_found() -> None:
 def test_views_that_are_not_contiguous_are_changed_in_place() -> None:
     base = np.zeros((4, 6))
     params = {"w": base[::2, ::3], "t": np.zeros((2, 3)).T}
-    for optimizer in (SGD(params, 1.0, momentum=0.5, weight_decay=0.1), Adam(params, 1.0)):
+    for optimizer in (
+        SGD(params, 1.0, momentum=0.5, weight_decay=0.1, l1=0.01),
+        Adam(params, 1.0),
+        AdamW(params, 1.0, l1=0.01),
+        RMSprop(params, 1.0, momentum=0.5, centered=True),
+    ):
         optimizer.step({"w": np.ones((2, 2)), "t": np.ones((3, 2))})
     assert (base[::2, ::3] == params["w"]).all()
-    assert (params["w"] < -1.9).all()
+    assert (params["w"] < -3.9).all()
     assert np.count_nonzero(base) == 4
 
 
@@ -258,13 +396,13 @@ BAD_GRADS: list[tuple[Any, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("grads", "error", "message"), BAD_GRADS)
-@pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1, 0.9), Adam])
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_failing_step_changes_nothing(
     make: Make, grads: Any, error: type[Exception], message: str
 ) -> None:
     params = mixed()
     optimizer = make(params)
-    optimizer.step(mixed())
+    optimizer.step(dict(mixed()))
     before = {name: array.copy() for name, array in params.items()}
     state = optimizer.state_dict()
     with pytest.raises(error, match=message):
@@ -273,17 +411,17 @@ def test_a_failing_step_changes_nothing(
     assert all((value == state[name]).all() for name, value in optimizer.state_dict().items())
 
 
-@pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1, 0.9), Adam])
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_read_only_parameter_stops_the_step_before_it_begins(make: Make) -> None:
     params = mixed()
     optimizer = make(params)
     params["b"].flags.writeable = False
     with pytest.raises(ValueError, match=r"params\['b'\]: .* got a read-only one"):
-        optimizer.step(mixed())
+        optimizer.step(dict(mixed()))
     assert (params["w"] == 1).all()
 
 
-@pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1, 0.9), Adam])
+@pytest.mark.parametrize("make", [*MAKERS[:3], RMSprop])
 def test_nan_stays_in_its_element_and_settings_of_numpy_do_not_matter(make: Make) -> None:
     params = {"w": np.ones(3, "float32")}
     with np.errstate(all="raise"):
@@ -310,7 +448,7 @@ BAD_PARAMS: list[tuple[Any, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("params", "error", "message"), BAD_PARAMS)
-@pytest.mark.parametrize("call", [lambda p: SGD(p, 0.1), Adam])
+@pytest.mark.parametrize("call", [lambda p: SGD(p, 0.1), Adam, AdamW, RMSprop])
 def test_params_that_cannot_be_optimized(
     call: Make, params: Any, error: type[Exception], message: str
 ) -> None:
@@ -318,7 +456,10 @@ def test_params_that_cannot_be_optimized(
         call(params)
 
 
-@pytest.mark.parametrize("call", [Adam, lambda tree: clip_grad_norm(tree, 1.0)])
+@pytest.mark.parametrize(
+    "call",
+    [Adam, lambda tree: clip_grad_norm(tree, 1.0), lambda tree: clip_grad_value(tree, 1.0)],
+)
 def test_read_only_and_shared_arrays_are_refused(call: Callable[[Any], object]) -> None:
     shared = np.ones(2)
     with pytest.raises(ValueError, match=r"\['b.v'\]: expected every array once, got 'w' again"):
@@ -349,6 +490,8 @@ def test_read_only_and_shared_arrays_are_refused(call: Callable[[Any], object]) 
         (SGD, {"lr": 1, "nesterov": True}, ValueError, "nesterov: expected momentum > 0 beside it"),
         (SGD, {"lr": 1, "nesterov": 1}, TypeError, "nesterov: expected True or False, got 1"),
         (SGD, {"lr": 1, "weight_decay": -1}, ValueError, "weight_decay: expected a finite number"),
+        (SGD, {"lr": 1, "l1": -1}, ValueError, "l1: expected a finite number >= 0, got -1"),
+        (SGD, {"lr": 1, "l1": True}, TypeError, "l1: expected a real number, got True"),
         (Adam, {"betas": (0.9, 1.0)}, ValueError, "beta2: expected 0 <= number < 1, got 1.0"),
         (Adam, {"betas": (-0.1, 0.9)}, ValueError, "beta1: expected 0 <= number < 1, got -0.1"),
         (Adam, {"betas": (0.9,)}, ValueError, "betas: expected 2 numbers, got 1"),
@@ -356,6 +499,19 @@ def test_read_only_and_shared_arrays_are_refused(call: Callable[[Any], object]) 
         (Adam, {"eps": -1e-8}, ValueError, "eps: expected a finite number >= 0, got -1e-08"),
         (Adam, {"lr": -1}, ValueError, "lr: expected a finite number >= 0, got -1"),
         (Adam, {"weight_decay": "a"}, TypeError, "weight_decay: expected a real number, got 'a'"),
+        (Adam, {"l1": math.inf}, ValueError, "l1: expected a finite number >= 0, got inf"),
+        (AdamW, {"betas": (0.9, 1.0)}, ValueError, "beta2: expected 0 <= number < 1, got 1.0"),
+        (
+            AdamW,
+            {"weight_decay": -1},
+            ValueError,
+            "^weight_decay: expected a finite number >= 0, got -1",
+        ),
+        (RMSprop, {"alpha": 1}, ValueError, "alpha: expected 0 <= number < 1, got 1"),
+        (RMSprop, {"momentum": 1.0}, ValueError, "momentum: expected 0 <= number < 1, got 1.0"),
+        (RMSprop, {"eps": -1}, ValueError, "eps: expected a finite number >= 0, got -1"),
+        (RMSprop, {"centered": 1}, TypeError, "centered: expected True or False, got 1"),
+        (RMSprop, {"l1": None}, TypeError, "l1: expected a real number, got None"),
     ],
 )
 def test_bad_options(make: Any, options: Any, error: type[Exception], message: str) -> None:
@@ -374,10 +530,36 @@ def through_file(state: Mapping[str, Any]) -> Mapping[str, Any]:
         return dict(stored)
 
 
-@pytest.mark.parametrize(
-    ("make", "options"),
-    [(SGD, options) for options in SGD_OPTIONS] + [(Adam, options) for options in ADAM_OPTIONS],
-)
+@pytest.mark.parametrize(("make", "options"), OPTIONS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_run_resumed_from_one_file_has_the_same_bits(
+    make: Any, options: Any, dtype: str, tmp_path: Path
+) -> None:
+    options = {"lr": 0.1, **options}
+    params = drawn(0, dtype)
+    optimizer = make(params, **options)
+    for seed in (1, 2, 3):
+        optimizer.step(drawn(seed))
+    file = tmp_path / "run.safetensors"
+    rc.save(file, {"model": params, "optimizer": optimizer.state_dict()})
+    for seed in (4, 5, 6):
+        optimizer.step(drawn(seed))
+
+    resumed_params = drawn(7, dtype)
+    resumed = make(resumed_params, **options)
+    state = resumed.state_dict()
+    rc.load(file, into={"model": resumed_params, "optimizer": state})
+    resumed.load_state_dict(state)
+    for seed in (4, 5, 6):
+        resumed.step(drawn(seed))
+    assert all(resumed_params[name].tobytes() == params[name].tobytes() for name in SHAPES)
+    after, expected = resumed.state_dict(), optimizer.state_dict()
+    assert list(after) == list(expected)
+    assert all(after[name].tobytes() == expected[name].tobytes() for name in expected)
+    assert {value.dtype for name, value in after.items() if "." in name} <= {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize(("make", "options"), OPTIONS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_resumed_run_has_the_same_bits(make: Any, options: Any, dtype: str) -> None:
     params = drawn(0, dtype)
@@ -409,11 +591,17 @@ def test_copies_of_a_layer_and_its_optimizer_stay_together() -> None:
 def test_state_dict_is_a_copy_under_plain_names() -> None:
     params = {"w": np.zeros(2)}
     sgd, adam = SGD(params, 0.5, 0.25), Adam(params)
-    assert list(sgd.state_dict()) == ["lr", "momentum", "nesterov", "weight_decay", "velocity.w"]
-    assert list(SGD(params, 0.5).state_dict()) == ["lr", "momentum", "nesterov", "weight_decay"]
+    plain = ["lr", "momentum", "nesterov", "weight_decay", "l1"]
+    assert list(sgd.state_dict()) == [*plain, "velocity.w"]
+    assert list(SGD(params, 0.5).state_dict()) == plain
     assert list(adam.state_dict()) == [
-        "lr", "beta1", "beta2", "eps", "weight_decay", "step", "mean.w", "variance.w",
+        "lr", "beta1", "beta2", "eps", "weight_decay", "l1", "decoupled", "step",
+        "mean.w", "variance.w",
     ]  # fmt: skip
+    plain = ["lr", "alpha", "eps", "momentum", "centered", "weight_decay", "l1"]
+    full = RMSprop(params, momentum=0.5, centered=True)
+    assert list(full.state_dict()) == [*plain, "square.w", "mean.w", "velocity.w"]
+    assert list(RMSprop(params).state_dict()) == [*plain, "square.w"]
     sgd.step({"w": [1.0, 2.0]})
     adam.step({"w": [1.0, 2.0]})
     state = sgd.state_dict()
@@ -472,8 +660,14 @@ def test_states_of_another_kind_are_refused() -> None:
         SGD(params, 0.1).load_state_dict(Adam(params).state_dict())
     with pytest.raises(ValueError, match="nesterov: expected 0 or 1, got 0.5"):
         SGD(params, 0.1).load_state_dict(
-            {"lr": 1, "momentum": 0.5, "nesterov": 0.5, "weight_decay": 0}
+            {"lr": 1, "momentum": 0.5, "nesterov": 0.5, "weight_decay": 0, "l1": 0}
         )
+    with pytest.raises(ValueError, match="decoupled: expected 1 for AdamW, got 0.0"):
+        AdamW(params).load_state_dict(Adam(params).state_dict())
+    with pytest.raises(ValueError, match="decoupled: expected 0 for Adam, got 1.0"):
+        Adam(params).load_state_dict(AdamW(params).state_dict())
+    with pytest.raises(ValueError, match="centered: expected 0 or 1, got 2.0"):
+        RMSprop(params).load_state_dict({**RMSprop(params).state_dict(), "centered": 2})
     no_mapping: Any = [1]
     with pytest.raises(TypeError, match="state: expected a mapping, got list"):
         SGD(params, 0.1).load_state_dict(no_mapping)
@@ -482,7 +676,7 @@ def test_states_of_another_kind_are_refused() -> None:
 def test_repr_shows_settings() -> None:
     params = {"w": np.zeros(2), "b": np.zeros(1)}
     assert repr(SGD(params, 0.1)) == (
-        "<SGD of 2 arrays: lr=0.1, momentum=0, nesterov=0, weight_decay=0>"
+        "<SGD of 2 arrays: lr=0.1, momentum=0, nesterov=0, weight_decay=0, l1=0>"
     )
     assert repr(Adam(params)).startswith(
         "<Adam of 2 arrays: lr=0.001, beta1=0.9, beta2=0.999, eps=1"
@@ -501,7 +695,7 @@ def test_clipping_scales_to_the_joint_norm(dtype: str) -> None:
     norm = clip_grad_norm(
         {
             "a": {"w": grads["w"]},
-            "b": Parameters({"b": grads["b"]}),
+            "b": SimpleNamespace(params={"b": grads["b"]}),
             **{name: grads[name] for name in ("scalar", "empty")},
         },
         0.5,
@@ -584,3 +778,84 @@ def test_the_result_of_backward_is_clipped_in_place() -> None:
 def test_clipping_errors(grads: Any, max_norm: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         clip_grad_norm(grads, max_norm)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_clipping_by_value_holds_each_element_within_the_limit(dtype: str) -> None:
+    grads = drawn(5, dtype)
+    before = {name: array.copy() for name, array in grads.items()}
+    live = dict(grads)
+    tree = {"a": {"w": grads["w"]}, **{name: grads[name] for name in ("b", "scalar", "empty")}}
+    clip_grad_value(tree, np.float64(0.5))
+    changed = 0
+    for name, shape in SHAPES.items():
+        assert grads[name] is live[name]
+        assert grads[name].dtype == dtype
+        for i in np.ndindex(shape):
+            expected = max(-0.5, min(0.5, float(before[name][i])))
+            assert float(grads[name][i]) == expected
+            changed += expected != float(before[name][i])
+    assert 0 < changed < 17
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_clipping_by_value_of_what_is_not_finite(dtype: str) -> None:
+    grads = {"w": np.array([math.nan, math.inf, -math.inf, 1.0], dtype)}
+    with np.errstate(all="raise"):
+        clip_grad_value(grads, math.inf)
+        np.testing.assert_array_equal(grads["w"], [math.nan, math.inf, -math.inf, 1.0])
+        clip_grad_value(grads, 1e300)
+        clip_grad_value(grads, 2)
+    np.testing.assert_array_equal(grads["w"], [math.nan, 2.0, -2.0, 1.0])
+
+
+def test_clipping_by_value_changes_the_result_of_backward() -> None:
+    layer = Linear(2, 1, dtype="float64", seed=0)
+    _, tape = layer.forward([[3.0, -4.0]])
+    g = layer.backward(tape, [[1.0]])
+    clip_grad_value({"head": g}, 2.0)
+    assert g.params["weight"].tolist() == [[2.0, -2.0]]
+    assert g.params["bias"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("grads", "max_value", "error", "message"),
+    [
+        ({"w": np.ones(2)}, 0.0, ValueError, "max_value: expected a number > 0, got 0.0"),
+        ({"w": np.ones(2)}, -1, ValueError, "max_value: expected a number > 0, got -1"),
+        ({"w": np.ones(2)}, math.nan, ValueError, "max_value: expected a number > 0, got nan"),
+        ({"w": np.ones(2)}, "1", TypeError, "max_value: expected a real number, got '1'"),
+        ({}, 1.0, ValueError, "grads: expected at least one array, got none"),
+        ({"w": [1.0]}, 1.0, TypeError, r"grads\['w'\]: expected a float32 or float64 .* got list"),
+    ],
+)
+def test_errors_of_clipping_by_value(
+    grads: Any, max_value: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        clip_grad_value(grads, max_value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda params, grads: clip_grad_norm(grads, 1e-3),
+        lambda params, grads: clip_grad_value(grads, 1e-3),
+        lambda params, grads: SGD(params, 0.1).step(grads),
+    ],
+)
+@pytest.mark.parametrize("make", [lambda: rc.GRU(2, 3, seed=0), lambda: Linear(2, 3, seed=0)])
+def test_layers_are_not_taken_for_gradients(call: Any, make: Any) -> None:
+    layer = make()
+    before = {name: array.copy() for name, array in layer.params.items()}
+    name = type(layer).__name__
+    for tree, grads, where, got in (
+        (layer, layer, "grads", name),
+        (layer.params, layer.params, "grads", "Parameters"),
+        ({"a": layer}, {"a": layer}, r"grads\['a'\]", name),
+        ({"a": {"b": layer}}, {"a": {"b": layer.params}}, r"grads\['a.b'\]", "Parameters"),
+    ):
+        expected = "expected gradients, such as backward returns"
+        with pytest.raises(TypeError, match=f"^{where}: {expected}, got {got}, which holds weight"):
+            call(tree, grads)
+    assert all((layer.params[name] == before[name]).all() for name in before)

@@ -23,7 +23,7 @@ from rnncore.losses import (
     mean_squared_error,
     softmax_cross_entropy,
 )
-from rnncore.optimizers import SGD, Adam, clip_grad_norm
+from rnncore.optimizers import SGD, Adam, AdamW, RMSprop, clip_grad_norm, clip_grad_value
 from rnncore.parameters import Parameters
 from rnncore.serialization import load, save
 
@@ -34,15 +34,18 @@ __all__ = [
     "RNN",
     "SGD",
     "Adam",
+    "AdamW",
     "Embedding",
     "Frozen",
     "Gradients",
     "Linear",
     "Parameters",
+    "RMSprop",
     "Tape",
     "__version__",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
+    "clip_grad_value",
     "get_level",
     "get_num_threads",
     "huber",

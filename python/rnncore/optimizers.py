@@ -5,8 +5,11 @@ trees, or anything with such a mapping as its ``params``, as layers and the resu
 have. So ``SGD({"lstm": lstm, "head": head}, 0.1).step({"lstm": g_lstm, "head": g_head})`` trains
 two layers, whose arrays are then called ``lstm.weight_ih_l0`` and so on.
 
-The conventions are PyTorch's: ``weight_decay`` adds ``weight_decay * w`` to the gradient, momentum
-accumulates gradients that are not scaled by the learning rate, and Adam's eps is outside the root.
+The conventions are PyTorch's: momentum accumulates gradients that are not scaled by the learning
+rate, and eps is outside the root. The penalties act through their gradients: ``weight_decay`` adds
+``weight_decay * w``, that of ``weight_decay / 2 * sum w^2`` (L2), and ``l1`` adds ``l1 * sign(w)``,
+that of ``l1 * sum |w|``; only in AdamW they leave the gradient alone and act on w directly. They
+reach every array, biases included; an optimizer for each group of arrays gives each its own.
 """
 
 from __future__ import annotations
@@ -14,16 +17,25 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from .parameters import as_flag, as_real_array, as_text, check_names, check_shape
+from .parameters import (
+    Parameters,
+    as_flag,
+    as_nonnegative,
+    as_real,
+    as_real_array,
+    as_text,
+    check_names,
+    check_shape,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["SGD", "Adam", "Optimizer", "clip_grad_norm"]
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "clip_grad_norm", "clip_grad_value"]
 
 
 class Optimizer(ABC):
@@ -32,6 +44,11 @@ class Optimizer(ABC):
     A subclass names its settings and its state, and has the update of one array.
     """
 
+    # Settings that must stay below a limit; all are finite and >= 0.
+    _below: ClassVar[Mapping[str, float]] = {}
+    # Settings that are 0 or 1.
+    _flags: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, params: Any, settings: Mapping[str, object]) -> None:
         self._settings = self._checked(settings)
         self._tree = params
@@ -39,10 +56,19 @@ class Optimizer(ABC):
         self._shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
         self._state = {name: self._fresh_state(array) for name, array in arrays.items()}
 
-    @staticmethod
-    @abstractmethod
-    def _checked(settings: Mapping[str, object]) -> dict[str, float]:
+    @classmethod
+    def _checked(cls, settings: Mapping[str, object]) -> dict[str, float]:
         """Check all settings and return them as floats."""
+        checked = {
+            name: as_nonnegative(name, value, below=cls._below.get(name, math.inf))
+            for name, value in settings.items()
+        }
+        for name in cls._flags:
+            if checked[name] not in (0.0, 1.0):
+                raise ValueError(f"{name}: expected 0 or 1, got {as_text(settings[name])}")
+        if not checked.get("step", 0.0).is_integer():
+            raise ValueError(f"step: expected a whole number, got {checked['step']}")
+        return checked
 
     @staticmethod
     @abstractmethod
@@ -83,7 +109,7 @@ class Optimizer(ABC):
         Raises
         ------
         TypeError
-            If a gradient is not of real numbers, or ``grads`` no tree.
+            If a gradient is not of real numbers, or ``grads`` no tree or the layers themselves.
         ValueError
             If names are missing or unexpected, or a shape differs; or if an array of the parameters
             was replaced by one of another shape or dtype, or made read-only. Nothing has changed.
@@ -91,6 +117,7 @@ class Optimizer(ABC):
             If the scratch memory, twice the largest array, cannot be had. Nothing has changed.
         """
         arrays = self._arrays()
+        _refuse_layers(grads)
         given = _flatten("grads", grads)
         check_names("grads", arrays, given)
         gradients = {}
@@ -113,13 +140,30 @@ class Optimizer(ABC):
         """Return what a resumed run needs: settings and state, as copies.
 
         With this and the parameters a run continues bit for bit. Every value is an array, so that
-        the dictionary can be saved like parameters, or by ``numpy.savez``.
+        the dictionary can be saved like parameters, in one file with them.
 
         Returns
         -------
         dict
             The settings under their names, as float64 arrays without axes, and the state as
             ``"velocity.weight"`` and so on.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import rnncore as rc
+        >>> gru = rc.GRU(2, 3)
+        >>> optimizer = rc.Adam(gru, lr=0.01)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "run.safetensors"
+        ...     rc.save(path, {"gru": gru, "optimizer": optimizer.state_dict()})
+        ...     resumed = rc.Adam(gru)
+        ...     state = resumed.state_dict()
+        ...     rc.load(path, into={"gru": gru, "optimizer": state})
+        >>> resumed.load_state_dict(state)
+        >>> resumed.lr
+        0.01
         """
         values = {name: np.array(value) for name, value in self._settings.items()}
         for slot in self._slots(self._settings):
@@ -160,6 +204,21 @@ class Optimizer(ABC):
             check_shape(f"state[{key!r}]", fresh[name][slot], shape)
         self._settings, self._state = settings, fresh
 
+    @staticmethod
+    def _penalty(
+        w: NDArray[Any], weight_decay: float, l1: float, a: NDArray[Any], b: NDArray[Any]
+    ) -> NDArray[Any]:
+        """Return weight_decay * w + l1 * sign(w), in a; b is scratch."""
+        if weight_decay:
+            np.multiply(w, weight_decay, out=a)
+        else:  # 0 * inf would be NaN
+            a.fill(0.0)
+        if l1:
+            np.sign(w, out=b)
+            b *= l1
+            a += b
+        return a
+
     def _fresh_state(self, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
         return {slot: np.zeros(array.shape, array.dtype) for slot in self._slots(self._settings)}
 
@@ -185,8 +244,8 @@ class SGD(Optimizer):
     """Gradient descent with momentum.
 
     With gradient g, weight w and velocity v, which begins at 0:
-    ``g = g + weight_decay * w``, ``v = momentum * v + g``, and ``w = w - lr * v``, or with nesterov
-    ``w = w - lr * (g + momentum * v)``.
+    ``g = g + weight_decay * w + l1 * sign(w)``, ``v = momentum * v + g``, and ``w = w - lr * v``,
+    or with nesterov ``w = w - lr * (g + momentum * v)``.
 
     Parameters
     ----------
@@ -201,6 +260,8 @@ class SGD(Optimizer):
         Whether the gradient step looks ahead along the velocity; needs momentum.
     weight_decay : default 0.0
         Factor >= 0 of the L2 penalty's gradient.
+    l1 : default 0.0
+        Factor >= 0 of the L1 penalty's gradient.
 
     Raises
     ------
@@ -228,6 +289,9 @@ class SGD(Optimizer):
     array([-0.25,  2.  ])
     """
 
+    _below: ClassVar[Mapping[str, float]] = {"momentum": 1.0}
+    _flags: ClassVar[tuple[str, ...]] = ("nesterov",)
+
     def __init__(
         self,
         params: Any,
@@ -235,25 +299,20 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        l1: float = 0.0,
     ) -> None:
         settings = {
             "lr": lr,
             "momentum": momentum,
             "nesterov": float(as_flag("nesterov", nesterov)),
             "weight_decay": weight_decay,
+            "l1": l1,
         }
         super().__init__(params, settings)
 
-    @staticmethod
-    def _checked(settings: Mapping[str, object]) -> dict[str, float]:
-        checked = {
-            "lr": _number("lr", settings["lr"]),
-            "momentum": _number("momentum", settings["momentum"], below=1.0),
-            "nesterov": _number("nesterov", settings["nesterov"]),
-            "weight_decay": _number("weight_decay", settings["weight_decay"]),
-        }
-        if checked["nesterov"] not in (0.0, 1.0):
-            raise ValueError(f"nesterov: expected 0 or 1, got {as_text(settings['nesterov'])}")
+    @classmethod
+    def _checked(cls, settings: Mapping[str, object]) -> dict[str, float]:
+        checked = super()._checked(settings)
         if checked["nesterov"] and not checked["momentum"]:
             raise ValueError("nesterov: expected momentum > 0 beside it, got momentum=0")
         return checked
@@ -270,10 +329,9 @@ class SGD(Optimizer):
         a: NDArray[Any],
         b: NDArray[Any],
     ) -> None:
-        lr, momentum, nesterov, weight_decay = self._settings.values()
-        if weight_decay:  # g + weight_decay * w
-            np.multiply(w, weight_decay, out=a)
-            g = np.add(g, a, out=a)
+        lr, momentum, nesterov, weight_decay, l1 = self._settings.values()
+        if weight_decay or l1:  # g + weight_decay * w + l1 * sign(w)
+            g = np.add(g, self._penalty(w, weight_decay, l1, a, b), out=a)
         if momentum:  # v = momentum * v + g
             v = state["velocity"]
             v *= momentum
@@ -291,7 +349,7 @@ class Adam(Optimizer):
 
     With gradient g, weight w, mean m and uncentred variance v, which begin at 0, at step
     t = 1, 2, ...:
-    ``g = g + weight_decay * w``, ``m = beta1 * m + (1 - beta1) * g``,
+    ``g = g + weight_decay * w + l1 * sign(w)``, ``m = beta1 * m + (1 - beta1) * g``,
     ``v = beta2 * v + (1 - beta2) * g^2``, and
     ``w = w - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)``.
 
@@ -308,6 +366,8 @@ class Adam(Optimizer):
         A number >= 0, outside the root.
     weight_decay : default 0.0
         Factor >= 0 of the L2 penalty's gradient (part of g, not the decoupled decay of AdamW).
+    l1 : default 0.0
+        Factor >= 0 of the L1 penalty's gradient, part of g too.
 
     Raises
     ------
@@ -330,6 +390,10 @@ class Adam(Optimizer):
     array([0.5, 2.5])
     """
 
+    _below: ClassVar[Mapping[str, float]] = {"beta1": 1.0, "beta2": 1.0}
+    # Whether the penalties act on the weights directly and not through the moments.
+    _decoupled: ClassVar[bool] = False
+
     def __init__(
         self,
         params: Any,
@@ -337,6 +401,7 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        l1: float = 0.0,
     ) -> None:
         if not isinstance(betas, (tuple, list)):
             raise TypeError(f"betas: expected a pair of numbers, got {type(betas).__name__}")
@@ -348,22 +413,18 @@ class Adam(Optimizer):
             "beta2": betas[1],
             "eps": eps,
             "weight_decay": weight_decay,
+            "l1": l1,
+            "decoupled": float(self._decoupled),
             "step": 0.0,
         }
         super().__init__(params, settings)
 
-    @staticmethod
-    def _checked(settings: Mapping[str, object]) -> dict[str, float]:
-        checked = {
-            "lr": _number("lr", settings["lr"]),
-            "beta1": _number("beta1", settings["beta1"], below=1.0),
-            "beta2": _number("beta2", settings["beta2"], below=1.0),
-            "eps": _number("eps", settings["eps"]),
-            "weight_decay": _number("weight_decay", settings["weight_decay"]),
-            "step": _number("step", settings["step"]),
-        }
-        if not checked["step"].is_integer():
-            raise ValueError(f"step: expected a whole number, got {checked['step']}")
+    @classmethod
+    def _checked(cls, settings: Mapping[str, object]) -> dict[str, float]:
+        checked = super()._checked(settings)
+        if checked["decoupled"] != cls._decoupled:  # a state of Adam in AdamW, or the reverse
+            expected, got = int(cls._decoupled), settings["decoupled"]
+            raise ValueError(f"decoupled: expected {expected} for {cls.__name__}, got {got}")
         return checked
 
     @staticmethod
@@ -379,11 +440,14 @@ class Adam(Optimizer):
         a: NDArray[Any],
         b: NDArray[Any],
     ) -> None:
-        lr, beta1, beta2, eps, weight_decay, t = self._settings.values()
+        lr, beta1, beta2, eps, weight_decay, l1, decoupled, t = self._settings.values()
         m, v = state["mean"], state["variance"]
-        if weight_decay:  # g + weight_decay * w
-            np.multiply(w, weight_decay, out=a)
-            g = np.add(g, a, out=a)
+        if weight_decay or l1:
+            penalty = self._penalty(w, weight_decay, l1, a, b)
+            if decoupled:  # w -= lr * (weight_decay * w + l1 * sign(w))
+                w -= np.multiply(penalty, lr, out=a)
+            else:  # g + weight_decay * w + l1 * sign(w)
+                g = np.add(g, penalty, out=a)
         # m = beta1 * m + (1 - beta1) * g
         m *= beta1
         m += np.multiply(g, 1.0 - beta1, out=b)
@@ -398,6 +462,187 @@ class Adam(Optimizer):
         b += eps
         np.divide(m, b, out=b)
         b *= lr / (1.0 - beta1**t)
+        w -= b
+
+
+class AdamW(Adam):
+    """Adam with penalties that do not pass through the moments.
+
+    With gradient g and weight w, a step first takes
+    ``w = w - lr * (weight_decay * w + l1 * sign(w))`` and then that of Adam without penalties.
+
+    Parameters
+    ----------
+    params
+        The live arrays: a layer, a mapping of names to float32 or float64 arrays, or a mapping of
+        prefixes to these.
+    lr : default 1e-3
+        Learning rate >= 0; it scales the penalties too.
+    betas : default (0.9, 0.999)
+        beta1 and beta2, each from 0 to below 1.
+    eps : default 1e-8
+        A number >= 0, outside the root.
+    weight_decay : default 0.01
+        Factor >= 0 of the decay.
+    l1 : default 0.0
+        Factor >= 0 of the L1 penalty's gradient. Not in the paper: it is decoupled for the reason
+        that the decay is, so that every weight feels the same pull whatever its gradients.
+
+    Raises
+    ------
+    TypeError
+        If an option is no number, ``betas`` no pair, or ``params`` not made of float arrays.
+    ValueError
+        If an option is out of range, ``params`` is empty, or an array is read-only or there twice.
+
+    References
+    ----------
+    Loshchilov and Hutter, Decoupled weight decay regularization, 2019, algorithm 2. There the decay
+    is scaled by the multiplier of a schedule and not by the learning rate; here, as in PyTorch, lr
+    is both.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnncore.optimizers import AdamW
+    >>> params = {"w": np.array([1.0, 2.0])}
+    >>> AdamW(params, lr=0.5, weight_decay=0.2).step({"w": [3.0, -0.1]})
+    >>> params["w"].round(6)
+    array([0.4, 2.3])
+    """
+
+    _decoupled: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        l1: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, l1)
+
+
+class RMSprop(Optimizer):
+    """Steps scaled by a running mean of the squared gradient.
+
+    With gradient g, weight w, and mean square v, mean m and velocity u, which begin at 0:
+    ``g = g + weight_decay * w + l1 * sign(w)``, ``v = alpha * v + (1 - alpha) * g^2``,
+    ``u = momentum * u + g / (sqrt(v) + eps)`` and ``w = w - lr * u``. Centered,
+    ``m = alpha * m + (1 - alpha) * g`` and ``v - m^2`` stands under the root.
+
+    Parameters
+    ----------
+    params
+        The live arrays: a layer, a mapping of names to float32 or float64 arrays, or a mapping of
+        prefixes to these.
+    lr : default 0.01
+        Learning rate >= 0.
+    alpha : default 0.99
+        How much of the means stays at a step, from 0 to below 1.
+    eps : default 1e-8
+        A number >= 0, outside the root.
+    momentum : default 0.0
+        From 0 to below 1.
+    centered : default False
+        Whether the variance stands under the root instead of the mean square.
+    weight_decay : default 0.0
+        Factor >= 0 of the L2 penalty's gradient.
+    l1 : default 0.0
+        Factor >= 0 of the L1 penalty's gradient.
+
+    Raises
+    ------
+    TypeError
+        If an option is no number, or ``params`` is not made of float arrays.
+    ValueError
+        If an option is out of range, ``params`` is empty, or an array is read-only or there twice.
+
+    References
+    ----------
+    Tieleman and Hinton, Neural networks for machine learning, lecture 6.5, 2012; Graves, Generating
+    sequences with recurrent neural networks, 2013, equations 38-41 (centered, there with eps inside
+    the root).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnncore.optimizers import RMSprop
+    >>> params = {"w": np.array([1.0, 2.0])}
+    >>> RMSprop(params, lr=0.5, alpha=0.75).step({"w": [3.0, -0.1]})
+    >>> params["w"].round(6)
+    array([0., 3.])
+    """
+
+    _below: ClassVar[Mapping[str, float]] = {"alpha": 1.0, "momentum": 1.0}
+    _flags: ClassVar[tuple[str, ...]] = ("centered",)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        *,
+        momentum: float = 0.0,
+        centered: bool = False,
+        weight_decay: float = 0.0,
+        l1: float = 0.0,
+    ) -> None:
+        settings = {
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "momentum": momentum,
+            "centered": float(as_flag("centered", centered)),
+            "weight_decay": weight_decay,
+            "l1": l1,
+        }
+        super().__init__(params, settings)
+
+    @staticmethod
+    def _slots(settings: Mapping[str, float]) -> tuple[str, ...]:
+        centered = ("mean",) if settings["centered"] else ()
+        return ("square", *centered, *(("velocity",) if settings["momentum"] else ()))
+
+    def _update(
+        self,
+        w: NDArray[Any],
+        g: NDArray[Any],
+        state: Mapping[str, NDArray[Any]],
+        a: NDArray[Any],
+        b: NDArray[Any],
+    ) -> None:
+        lr, alpha, eps, momentum, centered, weight_decay, l1 = self._settings.values()
+        if weight_decay or l1:  # g + weight_decay * w + l1 * sign(w)
+            g = np.add(g, self._penalty(w, weight_decay, l1, a, b), out=a)
+        # v = alpha * v + (1 - alpha) * g^2
+        v = state["square"]
+        v *= alpha
+        np.square(g, out=b)
+        b *= 1.0 - alpha
+        v += b
+        if centered:  # b = v - m^2, which only rounding can make negative
+            m = state["mean"]
+            m *= alpha
+            m += np.multiply(g, 1.0 - alpha, out=b)
+            np.square(m, out=b)
+            np.subtract(v, b, out=b)
+            np.maximum(b, 0.0, out=b)
+            np.sqrt(b, out=b)
+        else:
+            np.sqrt(v, out=b)
+        b += eps
+        np.divide(g, b, out=b)
+        if momentum:  # u = momentum * u + g / (sqrt(v) + eps)
+            u = state["velocity"]
+            u *= momentum
+            u += b
+            np.multiply(u, lr, out=b)
+        else:
+            b *= lr
         w -= b
 
 
@@ -423,7 +668,8 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     Raises
     ------
     TypeError
-        If ``max_norm`` is no number, or ``grads`` is not made of float arrays.
+        If ``max_norm`` is no number, or ``grads`` is not made of float arrays or is the layers
+        themselves, whose weights would be scaled.
     ValueError
         If ``max_norm`` is NaN, 0 or negative, ``grads`` is empty, or an array is read-only or there
         twice. Nothing has changed.
@@ -443,9 +689,8 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     >>> grads["w"].round(12), grads["b"].round(12)
     (array([0.6, 0. ]), array([0.8]))
     """
-    limit = _real("max_norm", max_norm)
-    if not limit > 0.0:
-        raise ValueError(f"max_norm: expected a number > 0, got {as_text(max_norm)}")
+    limit = _limit("max_norm", max_norm)
+    _refuse_layers(grads)
     arrays = list(_live_arrays("grads", grads).values())
     with np.errstate(all="ignore"):
         norm = _norm(arrays)
@@ -454,6 +699,57 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
             for g in arrays:
                 np.multiply(g, limit / norm, out=g, dtype=np.float64, casting="same_kind")
     return norm
+
+
+def clip_grad_value(grads: Any, max_value: float) -> None:
+    """Hold every element of the gradients within ±``max_value``.
+
+    This changes the direction of the whole; ``clip_grad_norm`` keeps it. Infinities become the
+    limit, and NaN stays.
+
+    Parameters
+    ----------
+    grads
+        Gradients: a mapping of names to float32 or float64 arrays, the result of a ``backward``, or
+        a mapping of prefixes to these. Changed in place.
+    max_value
+        A number > 0; infinity changes nothing.
+
+    Raises
+    ------
+    TypeError
+        If ``max_value`` is no number, or ``grads`` is not made of float arrays or is the layers
+        themselves, whose weights would be clipped.
+    ValueError
+        If ``max_value`` is NaN, 0 or negative, ``grads`` is empty, or an array is read-only or
+        there twice. Nothing has changed.
+
+    References
+    ----------
+    Mikolov, Statistical language models based on neural networks, 2012.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnncore.optimizers import clip_grad_value
+    >>> grads = {"w": np.array([3.0, -0.5]), "b": np.array([-4.0])}
+    >>> clip_grad_value(grads, 1.0)
+    >>> grads["w"], grads["b"]
+    (array([ 1. , -0.5]), array([-1.]))
+    """
+    limit = _limit("max_value", max_value)
+    _refuse_layers(grads)
+    with np.errstate(all="ignore"):
+        for g in _live_arrays("grads", grads).values():
+            np.clip(g, -limit, limit, out=g)
+
+
+def _limit(name: str, value: object) -> float:
+    """Return a limit of a clipping: a number > 0, infinity included."""
+    limit = as_real(name, value)
+    if not limit > 0.0:
+        raise ValueError(f"{name}: expected a number > 0, got {as_text(value)}")
+    return limit
 
 
 def _norm(arrays: list[NDArray[Any]]) -> float:
@@ -492,6 +788,19 @@ def _flatten(argument: str, tree: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def _refuse_layers(grads: Any, prefix: str = "") -> None:
+    """Raise TypeError for layers and their parameters: the weights would be taken for gradients."""
+    if isinstance(grads, Parameters) or callable(getattr(grads, "load_params", None)):
+        where = f"grads[{prefix[:-1]!r}]" if prefix else "grads"
+        raise TypeError(
+            f"{where}: expected gradients, such as backward returns, "
+            f"got {type(grads).__name__}, which holds weights"
+        )
+    if isinstance(grads, Mapping):
+        for key, value in grads.items():
+            _refuse_layers(value, f"{prefix}{key}.")
+
+
 def _branches(tree: Any) -> Mapping[Any, Any] | None:
     """Return the mapping that a tree is or has; None for a leaf."""
     if isinstance(tree, Mapping):
@@ -518,27 +827,6 @@ def _live_arrays(argument: str, tree: Any) -> dict[str, NDArray[Any]]:
             raise ValueError(f"{label}: expected every array once, got {seen[id(array)]!r} again")
         seen[id(array)] = name
     return leaves
-
-
-def _number(name: str, value: object, *, below: float = math.inf) -> float:
-    """Return an option as a float; it must be finite, >= 0, and below a limit."""
-    number = _real(name, value)
-    if not 0.0 <= number < below:
-        limit = "a finite number >= 0" if below == math.inf else f"0 <= number < {below:g}"
-        raise ValueError(f"{name}: expected {limit}, got {as_text(value)}")
-    return number
-
-
-def _real(name: str, value: object) -> float:
-    """Return a scalar as a float; TypeError for bools and all that is no real number."""
-    scalar = isinstance(value, (int, float, np.integer, np.floating))
-    if not scalar or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a real number, got {as_text(value)}")
-    try:
-        # NumPy scalars would widen float32 arrays, Python floats do not.
-        return float(value)  # type: ignore[arg-type]
-    except OverflowError:
-        raise ValueError(f"{name}: expected a number in the range of float64, got more") from None
 
 
 def _scalar(name: str, value: object) -> float:
