@@ -196,6 +196,16 @@ def test_an_integer_too_long_to_print_is_refused_by_name(option: str, value: Any
         (lambda: rc.SGD({"w": normal(1)}, lr=[HUGE]), "lr"),  # type: ignore[arg-type]
         (lambda: rc.SGD({"w": normal(1)}, 0.1, nesterov=HUGE), "nesterov"),  # type: ignore[arg-type]
         (lambda: rc.clip_grad_norm({"w": normal(1)}, [HUGE]), "max_norm"),  # type: ignore[arg-type]
+        (lambda: rc.clip_grad_value({"w": normal(1)}, [HUGE]), "max_value"),  # type: ignore[arg-type]
+        (lambda: rc.huber([1.0], [1.0], delta=[HUGE]), "delta"),  # type: ignore[arg-type]
+        (lambda: rc.mean_squared_error([1.0], [1.0], ignore_index=-HUGE), "ignore_index"),
+        (lambda: rc.WarmupLR(HUGE, 1), "then"),  # type: ignore[arg-type]
+        (lambda: rc.StepLR(rc.SGD({"w": normal(1)}, 0.1), -HUGE), "step_size"),
+        (lambda: rc.ReduceLROnPlateau(rc.SGD({"w": normal(1)}, 0.1), patience=HUGE), "patience"),
+        (
+            lambda: rc.ReduceLROnPlateau(rc.SGD({"w": normal(1)}, 0.1), mode=HUGE),  # type: ignore[arg-type]
+            "mode",
+        ),
         (lambda: rc.show_config(HUGE), "mode"),  # type: ignore[call-overload]
     ],
 )

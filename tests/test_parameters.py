@@ -20,10 +20,13 @@ from rnncore.parameters import (
     as_integer_array,
     as_lengths,
     as_real_array,
+    as_scalar,
     as_seed,
+    as_setting,
     as_size,
     as_text,
     as_uint64,
+    check_good,
     check_matrix_fits,
     check_names,
     check_range,
@@ -544,6 +547,49 @@ def test_values_in_messages() -> None:
     assert as_text(2**128) == "an integer of 129 bits"
     assert as_text(-(10**5000)) == "a negative integer of 16610 bits"
     assert as_text([10**5000]) == "an object of type list"
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("nonnegative", [0, 1.5, 1e300], {-1e-300: "a finite number >= 0", np.inf: "a finite"}),
+        ("fraction", [0.0, 0.999], {1: "0 <= number < 1", -0.1: "0 <= number < 1"}),
+        ("flag", [0, 1.0], {0.5: "0 or 1", 2: "0 or 1", -1: "a finite number >= 0"}),
+        ("whole", [0, 3.0], {1.5: "a whole number", -1: "a finite", np.inf: "a finite"}),
+        ("size", [1, 3.0], {0: "a whole number >= 1", 1.5: "a whole number"}),
+        ("real", [-1.5, -np.inf, np.inf], {}),
+    ],
+)
+def test_settings_are_numbers_of_a_kind(kind: Any, good: list[Any], bad: dict[Any, str]) -> None:
+    for value in good:
+        number = as_setting("n", np.float64(value), kind)
+        assert type(number) is float
+        assert number == value
+    for value, expected in bad.items():
+        with pytest.raises(ValueError, match=rf"^n: expected {expected}.*, got {value}$"):
+            as_setting("n", value, kind)
+    for wrong in (True, "1", None, [1.0], np.ones(1)):
+        with pytest.raises(TypeError, match="^n: expected a real number, got "):
+            as_setting("n", wrong, kind)
+
+
+def test_a_scalar_has_no_axes() -> None:
+    scalar = as_scalar("n", np.array(3, "int8"))
+    assert (type(scalar), scalar) == (float, 3.0)
+    with pytest.raises(ValueError, match=r"^n: expected shape \(\), got \(1,\)$"):
+        as_scalar("n", [3.0])
+    with pytest.raises(TypeError, match="^n: expected real numbers"):
+        as_scalar("n", True)
+
+
+def test_values_that_are_not_good_are_shown_with_their_place() -> None:
+    values = np.array([[1.0, -2.0], [np.nan, 4.0]])
+    check_good("n", values, values > -3, "more", counted=np.array([[True, True], [False, True]]))
+    check_good("n", values[:0], values[:0] > 0, "more")
+    with pytest.raises(ValueError, match=r"^n: expected more, got -2.0 at position \(0, 1\)$"):
+        check_good("n", values, values > 0, "more")
+    with pytest.raises(ValueError, match=r"^n: expected more, got nan at position \(1, 0\)$"):
+        check_good("n", values, values > -3, "more")
 
 
 def test_flags() -> None:

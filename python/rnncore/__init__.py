@@ -25,6 +25,7 @@ from rnncore.losses import (
 )
 from rnncore.optimizers import SGD, Adam, AdamW, RMSprop, clip_grad_norm, clip_grad_value
 from rnncore.parameters import Parameters
+from rnncore.schedules import CosineLR, ReduceLROnPlateau, StepLR, WarmupLR
 from rnncore.serialization import load, save
 
 __all__ = [
@@ -35,13 +36,17 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "CosineLR",
     "Embedding",
     "Frozen",
     "Gradients",
     "Linear",
     "Parameters",
     "RMSprop",
+    "ReduceLROnPlateau",
+    "StepLR",
     "Tape",
+    "WarmupLR",
     "__version__",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .parameters import (
+    Kind,
     Parameters,
     as_flag,
-    as_nonnegative,
     as_real,
     as_real_array,
+    as_scalar,
+    as_setting,
     as_text,
     check_names,
     check_shape,
@@ -44,10 +46,8 @@ class Optimizer(ABC):
     A subclass names its settings and its state, and has the update of one array.
     """
 
-    # Settings that must stay below a limit; all are finite and >= 0.
-    _below: ClassVar[Mapping[str, float]] = {}
-    # Settings that are 0 or 1.
-    _flags: ClassVar[tuple[str, ...]] = ()
+    # What the settings are, where they are not just finite and >= 0.
+    _kinds: ClassVar[Mapping[str, Kind]] = {}
 
     def __init__(self, params: Any, settings: Mapping[str, object]) -> None:
         self._settings = self._checked(settings)
@@ -59,16 +59,10 @@ class Optimizer(ABC):
     @classmethod
     def _checked(cls, settings: Mapping[str, object]) -> dict[str, float]:
         """Check all settings and return them as floats."""
-        checked = {
-            name: as_nonnegative(name, value, below=cls._below.get(name, math.inf))
+        return {
+            name: as_setting(name, value, cls._kinds.get(name, "nonnegative"))
             for name, value in settings.items()
         }
-        for name in cls._flags:
-            if checked[name] not in (0.0, 1.0):
-                raise ValueError(f"{name}: expected 0 or 1, got {as_text(settings[name])}")
-        if not checked.get("step", 0.0).is_integer():
-            raise ValueError(f"step: expected a whole number, got {checked['step']}")
-        return checked
 
     @staticmethod
     @abstractmethod
@@ -88,7 +82,7 @@ class Optimizer(ABC):
 
     @property
     def lr(self) -> float:
-        """The learning rate; set it to follow a schedule."""
+        """The learning rate; a schedule sets it, or you do."""
         return self._settings["lr"]
 
     @lr.setter
@@ -193,7 +187,9 @@ class Optimizer(ABC):
         lacking = [name for name in self._settings if name not in state]
         if lacking:
             raise ValueError(f"state: missing {', '.join(map(repr, lacking))}")
-        settings = self._checked({name: _scalar(name, state[name]) for name in self._settings})
+        settings = self._checked(
+            {name: as_scalar(f"state[{name!r}]", state[name]) for name in self._settings}
+        )
         slots = self._slots(settings)
         arrays = {f"{slot}.{name}": (slot, name) for slot in slots for name in self._shapes}
         check_names("state", {**self._settings, **arrays}, state)
@@ -289,8 +285,7 @@ class SGD(Optimizer):
     array([-0.25,  2.  ])
     """
 
-    _below: ClassVar[Mapping[str, float]] = {"momentum": 1.0}
-    _flags: ClassVar[tuple[str, ...]] = ("nesterov",)
+    _kinds: ClassVar[Mapping[str, Kind]] = {"momentum": "fraction", "nesterov": "flag"}
 
     def __init__(
         self,
@@ -390,7 +385,12 @@ class Adam(Optimizer):
     array([0.5, 2.5])
     """
 
-    _below: ClassVar[Mapping[str, float]] = {"beta1": 1.0, "beta2": 1.0}
+    _kinds: ClassVar[Mapping[str, Kind]] = {
+        "beta1": "fraction",
+        "beta2": "fraction",
+        "decoupled": "flag",
+        "step": "whole",
+    }
     # Whether the penalties act on the weights directly and not through the moments.
     _decoupled: ClassVar[bool] = False
 
@@ -576,8 +576,11 @@ class RMSprop(Optimizer):
     array([0., 3.])
     """
 
-    _below: ClassVar[Mapping[str, float]] = {"alpha": 1.0, "momentum": 1.0}
-    _flags: ClassVar[tuple[str, ...]] = ("centered",)
+    _kinds: ClassVar[Mapping[str, Kind]] = {
+        "alpha": "fraction",
+        "momentum": "fraction",
+        "centered": "flag",
+    }
 
     def __init__(
         self,
@@ -827,10 +830,3 @@ def _live_arrays(argument: str, tree: Any) -> dict[str, NDArray[Any]]:
             raise ValueError(f"{label}: expected every array once, got {seen[id(array)]!r} again")
         seen[id(array)] = name
     return leaves
-
-
-def _scalar(name: str, value: object) -> float:
-    """Return a setting from a state dictionary as a float."""
-    array = as_real_array(f"state[{name!r}]", value, np.float64)
-    check_shape(f"state[{name!r}]", array, ())
-    return float(array)

@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -22,16 +22,18 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 __all__ = [
+    "Kind",
     "Parameters",
     "as_dtype",
     "as_flag",
     "as_integer_array",
     "as_lengths",
-    "as_nonnegative",
     "as_plain_array",
     "as_real",
     "as_real_array",
+    "as_scalar",
     "as_seed",
+    "as_setting",
     "as_size",
     "as_text",
     "as_uint64",
@@ -47,6 +49,9 @@ __all__ = [
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
 _INT64 = np.dtype(np.int64)
+
+# What a setting must be: see ``as_setting``.
+Kind: TypeAlias = Literal["nonnegative", "fraction", "flag", "whole", "size", "real"]
 
 
 class Parameters(Mapping[str, "NDArray[Any]"]):
@@ -671,13 +676,41 @@ def as_real(name: str, value: object) -> float:
         raise ValueError(f"{name}: expected a number in the range of float64, got more") from None
 
 
-def as_nonnegative(name: str, value: object, *, below: float = math.inf) -> float:
-    """Return an option as a float; it must be finite, >= 0, and below a limit."""
+def as_setting(name: str, value: object, kind: Kind = "nonnegative") -> float:
+    """Return a setting that a training keeps as a number; what it must be is its kind.
+
+    Parameters
+    ----------
+    name
+        The setting's name, for messages.
+    value
+        What the user passed.
+    kind : default "nonnegative"
+        "nonnegative": finite and >= 0. And of these "fraction": below 1. "flag": 0 or 1. "whole": a
+        whole number. "size": a whole number >= 1. Besides them "real": any real number.
+    """
     number = as_real(name, value)
+    if kind == "real":
+        return number
+    below = 1.0 if kind == "fraction" else math.inf
     if not 0.0 <= number < below:
-        limit = "a finite number >= 0" if below == math.inf else f"0 <= number < {below:g}"
-        raise ValueError(f"{name}: expected {limit}, got {as_text(value)}")
-    return number
+        expected = "a finite number >= 0" if kind != "fraction" else "0 <= number < 1"
+    elif kind == "flag" and number not in (0.0, 1.0):
+        expected = "0 or 1"
+    elif kind in ("whole", "size") and not number.is_integer():
+        expected = "a whole number"
+    elif kind == "size" and number < 1.0:
+        expected = "a whole number >= 1"
+    else:
+        return number
+    raise ValueError(f"{name}: expected {expected}, got {as_text(value)}")
+
+
+def as_scalar(name: str, value: object) -> float:
+    """Return an array-like without axes as a float: how a saved state holds a setting."""
+    array = as_real_array(name, value, _FLOAT64)
+    check_shape(name, array, ())
+    return float(array)
 
 
 def as_dtype(value: object) -> np.dtype[Any]:
