@@ -47,6 +47,7 @@ from rnncore.parameters import (
     inside_lengths,
     refuse_copy,
 )
+from rnncore.protocol import Context, Interface
 
 if TYPE_CHECKING:
     from rnncore._core import Frozen
@@ -795,6 +796,42 @@ class _Recurrent(Generic[State]):
         with self._lock:
             if self._call_number == (number + 1) % _UINT64:
                 self._call_number = number
+
+    # ------------------------------------------------------- in a Sequential
+
+    def _interface(self) -> Interface:
+        return Interface(
+            self._input_size,
+            self.output_size,
+            self._dtype,
+            batch_first=self._batch_first,
+            needs_steps=True,
+            has_state=True,
+        )
+
+    def _output_lengths(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        return lengths
+
+    def _infer(self, x: Any, context: Context) -> tuple[Array, State]:
+        return self(x, context.state, lengths=context.lengths)
+
+    def _train(self, x: Any, context: Context) -> tuple[Array, State, Tape]:
+        return self.forward(
+            x,
+            context.state,
+            lengths=context.lengths,
+            dropout=context.dropout,
+            checkpoint=context.checkpoint,
+        )
+
+    def _backprop(
+        self, tape: Tape, dy: Array, dstate: Any
+    ) -> tuple[Array, State, dict[str, Array]]:
+        g = self.backward(tape, dy, dstate, keep=True)
+        return g.x, g.state, g.params
+
+    def _stream(self, batch_size: int) -> Frozen:
+        return self.freeze(batch_size)
 
     # ---------------------------------------------------- copies and printing
 
