@@ -13,12 +13,16 @@ from rnncore._core import (
     set_num_threads,
 )
 from rnncore.config import set_level, show_config
+from rnncore.conv1d import Conv1d
+from rnncore.dropout import Dropout
 from rnncore.embedding import Embedding
 from rnncore.layers import GRU, LSTM, MGU, RNN, Gradients, Tape
 from rnncore.linear import Linear
 from rnncore.losses import mean_squared_error, softmax_cross_entropy
 from rnncore.optimizers import SGD, Adam, clip_grad_norm
 from rnncore.parameters import Parameters
+from rnncore.pooling import Pooling
+from rnncore.sequential import Sequential
 from rnncore.serialization import load, save
 
 __all__ = [
@@ -28,11 +32,15 @@ __all__ = [
     "RNN",
     "SGD",
     "Adam",
+    "Conv1d",
+    "Dropout",
     "Embedding",
     "Frozen",
     "Gradients",
     "Linear",
     "Parameters",
+    "Pooling",
+    "Sequential",
     "Tape",
     "__version__",
     "clip_grad_norm",
