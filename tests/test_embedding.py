@@ -126,6 +126,48 @@ def test_bad_indices(indices: Any, error: type[Exception], message: str) -> None
             call(indices)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_what_lies_beyond_the_lengths_is_never_read(batch_first: bool, dtype: str) -> None:
+    rng = np.random.default_rng(7)
+    layer = Embedding(5, 2, dtype=dtype, seed=1)
+    lengths = np.array([2, 0, 4])
+    inside = np.arange(4)[:, None] < lengths
+    indices = np.where(inside, rng.integers(0, 5, (4, 3)), -7)
+    dy = np.where(inside[..., None], rng.standard_normal((4, 3, 2)), np.nan)
+    if batch_first:
+        indices, dy, inside = indices.T, dy.swapaxes(0, 1), inside.T
+    y, tape = layer.forward(indices, lengths=lengths, batch_first=batch_first)
+    assert (layer(indices, lengths=lengths, batch_first=batch_first) == y).all()
+    assert y.dtype == dtype
+    assert (y[~inside] == 0).all()
+    rows, rows_tape = layer.forward(indices[inside])
+    np.testing.assert_array_equal(y[inside], rows)
+    expected = layer.backward(rows_tape, dy[inside]).params["weight"]
+    np.testing.assert_array_equal(layer.backward(tape, dy).params["weight"], expected)
+    with pytest.raises(ValueError, match=r"indices: expected 0 <= .* got -7"):
+        layer(indices, batch_first=batch_first)
+
+
+def test_bad_lengths() -> None:
+    layer = Embedding(5, 2)
+    for call in (layer, layer.forward):
+        with pytest.raises(
+            ValueError, match=r"indices: expected shape \(T, B\) with lengths, got \(3,\)"
+        ):
+            call([1, 2, 3], lengths=[3])
+        with pytest.raises(
+            ValueError, match=r"indices: expected shape \(B, T\) with lengths, got \(\)"
+        ):
+            call(1, lengths=[3], batch_first=True)
+        with pytest.raises(
+            ValueError, match=r"lengths: expected shape \(B,\) = \(2,\), got \(3,\)"
+        ):
+            call([[1, 2], [3, 4], [0, 0]], lengths=[3, 3, 3])
+        with pytest.raises(ValueError, match="lengths: expected 0 <= value <= T = 1, got 2"):
+            call([[1, 2]], lengths=[1, 2])
+
+
 def test_the_tape_owns_its_indices_and_y_is_fresh() -> None:
     layer = Embedding(3, 2, dtype="float64")
     indices = np.array([0, 2])

@@ -242,6 +242,40 @@ def test_rust_imports_run_downwards(pattern: str) -> None:
         assert not found or path.startswith(ONLY_IN[pattern]), f"{path}: {found}"
 
 
+#: What a Python module may import of the package; DESIGN.md says why.
+MAY_IMPORT = {
+    "parameters": set[str](),
+    "initializers": set[str](),
+    "protocol": set[str](),
+    "tape": {"parameters"},
+    "ragged": {"parameters"},
+    "layers": {"_core", "parameters", "initializers", "protocol"},
+    "linear": {"parameters", "initializers", "protocol", "ragged", "tape"},
+    "embedding": {"parameters", "protocol", "ragged", "tape"},
+    "conv1d": {"parameters", "protocol", "ragged", "tape"},
+    "dropout": {"parameters", "protocol", "ragged", "tape", "reference"},
+    "pooling": {"parameters", "protocol", "ragged", "tape"},
+    "serialization": {"_core", "parameters"},
+    "sequential": {"parameters", "protocol", "serialization", "tape"},
+}
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_python_imports_run_downwards(module: str) -> None:
+    tree = ast.parse((ROOT / f"python/rnncore/{module}.py").read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            if source in (".", "rnncore"):
+                found.update(alias.name for alias in node.names)
+            elif source.startswith((".", "rnncore.")):
+                found.add(source.removeprefix("rnncore").removeprefix("."))
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("rnncore") for alias in node.names)
+    assert found <= MAY_IMPORT[module]
+
+
 def test_the_reference_imports_numpy_alone() -> None:
     tree = ast.parse((ROOT / "python/rnncore/reference.py").read_text())
     modules = {

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gradcheck import assert_gradient
 from rnncore.linear import Linear, LinearTape
 
 FLOATS = ("float32", "float64")
+ACTIVATIONS = ("identity", "softmax", "sigmoid")
 
 
 def naive(x: NDArray[Any], w: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
@@ -70,6 +72,156 @@ def test_gradients_along_a_direction(bias: bool, shape: tuple[int, ...]) -> None
         down = loss({key: at[key] - eps * v[key] for key in at})
         assert abs(exact) > 1e-3
         assert abs((up - down) / (2 * eps) - exact) <= 1e-7 * abs(exact)
+
+
+def activated(a: NDArray[Any], activation: str) -> NDArray[Any]:
+    """Apply an activation to one row after the other, by its textbook formula."""
+    y = a.copy()
+    for row in y.reshape(-1, a.shape[-1]):
+        if activation == "sigmoid":
+            row[:] = [1 / (1 + np.exp(-value)) for value in row]
+        elif activation == "softmax":
+            row[:] = np.exp(row) / sum(np.exp(value) for value in row)
+    return y
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(), (4,), (5, 4), (0,), (3, 0)])
+def test_activations_are_their_formulas(activation: str, shape: tuple[int, ...]) -> None:
+    layer = Linear(3, 2, activation=activation, dtype="float64", init="pytorch", seed=0)
+    x = np.random.default_rng(1).standard_normal((*shape, 3))
+    y = layer(x)
+    a = naive(x, layer.params["weight"], layer.params["bias"])
+    np.testing.assert_allclose(y, activated(a, activation), rtol=0, atol=1e-14)
+    again, _ = layer.forward(x)
+    assert (again == y).all()
+
+
+def drawn_lengths(batch_first: bool, x: NDArray[Any], dy: NDArray[Any]) -> NDArray[np.int64]:
+    """Return lengths for T = 4, B = 3, and put NaN beyond them."""
+    lengths = np.array([2, 0, 4])
+    outside = np.arange(4)[:, None] >= lengths
+    for array in (x, dy):
+        array[outside.T if batch_first else outside] = np.nan
+    return lengths
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", ["dense", "ragged", "batch_first"])
+def test_gradients_through_activations_and_lengths(
+    activation: str, bias: bool, layout: str
+) -> None:
+    rng = np.random.default_rng(3)
+    layer = Linear(3, 2, activation=activation, bias=bias, dtype="float64", init="pytorch", seed=1)
+    batch_first = layout == "batch_first"
+    shape = (3, 4) if batch_first else (4, 3)
+    x, dy = rng.standard_normal((*shape, 3)), rng.standard_normal((*shape, 2))
+    options: dict[str, Any] = {}
+    if layout != "dense":
+        options = {"lengths": drawn_lengths(batch_first, x, dy), "batch_first": batch_first}
+    weights = np.nan_to_num(dy)
+    point = {"x": x, **{name: array.copy() for name, array in layer.params.items()}}
+
+    def loss(at: Any) -> float:
+        layer.load_params({name: at[name] for name in layer.params})
+        return float((weights * layer(at["x"], **options) ** 2).sum()) / 2
+
+    loss(point)
+    y, tape = layer.forward(x, **options)
+    g = layer.backward(tape, np.where(np.isnan(dy), np.nan, dy * y))
+    assert list(g.params) == list(layer.params)
+    assert_gradient(loss, point, {"x": g.x, **g.params}, rng)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_what_lies_beyond_the_lengths_is_never_read(
+    activation: str, batch_first: bool, dtype: str
+) -> None:
+    rng = np.random.default_rng(5)
+    layer = Linear(3, 2, activation=activation, dtype=dtype, init="pytorch", seed=1)
+    shape = (3, 4) if batch_first else (4, 3)
+    x, dy = rng.standard_normal((*shape, 3)), rng.standard_normal((*shape, 2))
+    lengths = drawn_lengths(batch_first, x, dy)
+    x[np.isnan(x)] = 1e300  # more than float32 holds
+    with np.errstate(all="raise"):
+        y, tape = layer.forward(x, lengths=lengths, batch_first=batch_first)
+        g = layer.backward(tape, dy)
+    inside = np.isfinite(dy[..., 0])
+    rows, rows_tape = layer.forward(x[inside])
+    expected = layer.backward(rows_tape, dy[inside])
+    assert (layer(x, lengths=lengths, batch_first=batch_first) == y).all()
+    np.testing.assert_array_equal(y[inside], rows)
+    np.testing.assert_array_equal(g.x[inside], expected.x)
+    assert (y[~inside] == 0).all()
+    assert (g.x[~inside] == 0).all()
+    for name, array in expected.params.items():
+        np.testing.assert_array_equal(g.params[name], array)
+
+
+@pytest.mark.parametrize(
+    ("x", "lengths", "error", "message"),
+    [
+        (np.ones((4, 3)), [4], ValueError, r"lengths: expected None for an unbatched x .*got list"),
+        (
+            np.ones((1, 4, 3, 3)),
+            [4],
+            ValueError,
+            r"x: expected shape \(T, B, 3\) or \(T, 3\), got \(1, 4, 3, 3\)",
+        ),
+        (np.ones((4, 2, 3)), [4], ValueError, r"lengths: expected shape \(B,\) = \(2,\), got"),
+        (np.ones((4, 1, 3)), [5], ValueError, "lengths: expected 0 <= value <= T = 4, got 5"),
+        (np.ones((4, 1, 3)), [1.0], TypeError, "lengths: expected integers, got dtype float64"),
+    ],
+)
+def test_bad_lengths(x: Any, lengths: Any, error: type[Exception], message: str) -> None:
+    layer = filled(True)
+    for call in (layer, layer.forward):
+        with pytest.raises(error, match=message):
+            call(x, lengths=lengths)
+    number: Any = 1
+    with pytest.raises(TypeError, match="batch_first: expected True or False, got 1"):
+        layer(x, batch_first=number)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_activations_saturate_without_nan(dtype: str) -> None:
+    x = np.array([[1e4, 0.0], [-1e4, 0.0], [0.0, 0.0]])
+    for activation, expected in (
+        ("softmax", [[1, 0], [0, 1], [0.5, 0.5]]),
+        ("sigmoid", [[1, 0.5], [0, 0.5], [0.5, 0.5]]),
+    ):
+        layer = Linear(2, 2, activation=activation, bias=False, dtype=dtype)
+        layer.load_params({"weight": np.eye(2)})
+        with np.errstate(all="raise"):
+            y, tape = layer.forward(x)
+            g = layer.backward(tape, np.ones((3, 2)))
+        assert y.tolist() == expected
+        assert np.isfinite(g.x).all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_changing_y_changes_no_gradient(activation: str) -> None:
+    layer = Linear(3, 2, activation=activation, dtype="float64", seed=0)
+    x = np.random.default_rng(6).standard_normal((4, 3))
+    _, tape = layer.forward(x)
+    expected = layer.backward(tape, np.ones((4, 2)))
+    y, tape = layer.forward(x)
+    y[:] = np.nan
+    g = layer.backward(tape, np.ones((4, 2)))
+    np.testing.assert_array_equal(g.x, expected.x)
+    np.testing.assert_array_equal(g.params["weight"], expected.params["weight"])
+
+
+def test_a_loss_on_logits_sees_what_a_saturated_softmax_hides() -> None:
+    head = Linear(2, 2, activation="softmax", bias=False)
+    head.load_params({"weight": 200 * np.eye(2)})
+    y, tape = head.forward([[1.0, 0.0]])
+    # -log y of class 1 is infinite, and the softmax's own gradient is 0.
+    assert y.tolist() == [[1.0, 0.0]]
+    assert (head.backward(tape, [[0.0, 1.0]]).x == 0).all()
 
 
 def test_gradients_by_hand_sum_over_leading_axes() -> None:
@@ -258,6 +410,18 @@ def test_bad_x(x: Any, error: type[Exception], message: str) -> None:
             ValueError,
             "init: expected 'glorot' or 'pytorch', got 'zeros'",
         ),
+        (
+            (2, 2),
+            {"activation": "tanh"},
+            ValueError,
+            "activation: expected 'identity' or 'softmax' or 'sigmoid', got 'tanh'",
+        ),
+        (
+            (2, 2),
+            {"activation": None},
+            TypeError,
+            "activation: expected 'identity' or 'softmax' or 'sigmoid', got None of type NoneType",
+        ),
         ((2, 2), {"seed": -1}, ValueError, "seed: expected an integer in"),
         ((2, 2), {"seed": "a"}, TypeError, "seed: expected an integer .* or None"),
         ((2**40, 2**40), {}, ValueError, "out_features, in_features: .* fits the address space"),
@@ -274,6 +438,7 @@ def test_bad_options(sizes: Any, options: Any, error: type[Exception], message: 
     [
         "Linear(3, 2, seed=7)",
         "Linear(3, 2, bias=False, dtype='float64', init='pytorch', seed=18446744073709551615)",
+        "Linear(3, 2, activation='softmax', seed=7)",
     ],
 )
 def test_repr_round_trips(text: str) -> None:
@@ -287,6 +452,7 @@ def test_properties() -> None:
     layer = filled(False, seed=5)
     assert (layer.in_features, layer.out_features, layer.bias) == (3, 2, False)
     assert (layer.dtype, layer.init, layer.seed) == (np.dtype("float64"), "pytorch", 5)
+    assert layer.activation == "identity"
     with pytest.raises(AttributeError):
         layer.params = {}  # type: ignore[misc, assignment]
 

@@ -15,11 +15,15 @@ import pytest
 
 from rnncore.parameters import (
     Parameters,
+    as_choice,
     as_dtype,
     as_flag,
     as_integer_array,
     as_lengths,
+    as_mask_state,
+    as_probability,
     as_real_array,
+    as_rows,
     as_scalar,
     as_seed,
     as_setting,
@@ -618,3 +622,48 @@ def test_matrices_that_cannot_be_had() -> None:
         check_matrix_fits("m, n", 2**70, 4)
     with pytest.raises(MemoryError, match=r"m, n: .* fits the memory, got 1073741824 and 67108864"):
         check_matrix_fits("m, n", 2**30, 2**26)
+
+
+def test_joined_parameters_share_the_arrays_and_their_letters() -> None:
+    a = Parameters({"weight": np.zeros((2, 3))}, {"weight": "(out, in)"})
+    b = {"bias": np.zeros(2)}
+    joined = Parameters.joined({"a": a, "b.c": b})
+    assert list(joined) == ["a.weight", "b.c.bias"]
+    assert joined["a.weight"] is a["weight"]
+    assert joined["b.c.bias"] is b["bias"]
+    with pytest.raises(ValueError, match=r"params\['a.weight'\]: expected shape \(out, in\) = \(2"):
+        joined["a.weight"] = [1.0]
+    with pytest.raises(ValueError, match=r"params\['x.y'\]: expected a C-contiguous, aligned, nat"):
+        Parameters.joined({"x": {"y": np.zeros((2, 4))[:, ::2]}})
+    with pytest.raises(TypeError, match=r"params\['x.y'\]: expected a float32 or float64 array"):
+        Parameters.joined({"x": {"y": np.zeros(2, int)}})
+
+
+def test_choices_probabilities_and_rows() -> None:
+    assert as_choice("name", "b", ("a", "b")) == "b"
+    with pytest.raises(ValueError, match="name: expected 'a' or 'b', got 'c'"):
+        as_choice("name", "c", ("a", "b"))
+    with pytest.raises(TypeError, match="name: expected 'a' or 'b', got 1 of type int"):
+        as_choice("name", 1, ("a", "b"))
+    assert as_probability("p", np.float32(0.5)) == 0.5
+    for value in (1, -1e-9, float("nan")):
+        with pytest.raises(ValueError, match=r"p: expected a number in \[0, 1\), got"):
+            as_probability("p", value)
+    for wrong in (None, True, "0", [0.5]):
+        with pytest.raises(TypeError, match=r"p: expected a number in \[0, 1\), got .* of type"):
+            as_probability("p", wrong)
+    assert as_rows(2, 3).tolist() == [2]
+    assert as_rows([2, 0], 3).tolist() == [2, 0]
+    for row in (3, -1):
+        with pytest.raises(ValueError, match=f"rows: expected 0 <= .* B - 1 = 2, got {row}"):
+            as_rows(row, 3)
+
+
+def test_the_state_of_masks() -> None:
+    assert as_mask_state({"format": "pt"}) is None
+    assert as_mask_state({"seed": "3", "call_number": str(2**64 - 1)}) == (3, 2**64 - 1)
+    for bad in ({"seed": "3"}, {"seed": "-3", "call_number": "0"}):
+        with pytest.raises(ValueError, match="expected the digits of an integer, got"):
+            as_mask_state(bad)
+    with pytest.raises(ValueError, match=r"seed: expected an integer in \[0, 2\*\*64\)"):
+        as_mask_state({"seed": str(2**64), "call_number": "0"})

@@ -13,6 +13,8 @@ from rnncore._core import (
     set_num_threads,
 )
 from rnncore.config import set_level, show_config
+from rnncore.conv1d import Conv1d
+from rnncore.dropout import Dropout
 from rnncore.embedding import Embedding
 from rnncore.layers import GRU, LSTM, MGU, RNN, Gradients, Tape
 from rnncore.linear import Linear
@@ -25,7 +27,9 @@ from rnncore.losses import (
 )
 from rnncore.optimizers import SGD, Adam, AdamW, RMSprop, clip_grad_norm, clip_grad_value
 from rnncore.parameters import Parameters
+from rnncore.pooling import Pooling
 from rnncore.schedules import CosineLR, ReduceLROnPlateau, StepLR, WarmupLR
+from rnncore.sequential import Sequential
 from rnncore.serialization import load, save
 
 __all__ = [
@@ -36,14 +40,18 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Conv1d",
     "CosineLR",
+    "Dropout",
     "Embedding",
     "Frozen",
     "Gradients",
     "Linear",
     "Parameters",
+    "Pooling",
     "RMSprop",
     "ReduceLROnPlateau",
+    "Sequential",
     "StepLR",
     "Tape",
     "WarmupLR",

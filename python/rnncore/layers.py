@@ -32,9 +32,12 @@ from rnncore import _core
 from rnncore.initializers import INITS, recurrent_parameters
 from rnncore.parameters import (
     Parameters,
+    as_choice,
     as_dtype,
     as_flag,
     as_lengths,
+    as_mask_state,
+    as_probability,
     as_real_array,
     as_seed,
     as_size,
@@ -44,6 +47,7 @@ from rnncore.parameters import (
     inside_lengths,
     refuse_copy,
 )
+from rnncore.protocol import Context, Interface
 
 if TYPE_CHECKING:
     from rnncore._core import Frozen
@@ -224,12 +228,12 @@ class _Recurrent(Generic[State]):
         self._num_layers = as_size("num_layers", num_layers)
         self._bias = as_flag("bias", bias)
         self._bidirectional = as_flag("bidirectional", bidirectional)
-        self._merge = _choice("merge", merge, ("concat", "sum", "mean", "mul"))
-        self._dropout = _probability("dropout", dropout)
-        self._recurrent_dropout = _probability("recurrent_dropout", recurrent_dropout)
+        self._merge = as_choice("merge", merge, ("concat", "sum", "mean", "mul"))
+        self._dropout = as_probability("dropout", dropout)
+        self._recurrent_dropout = as_probability("recurrent_dropout", recurrent_dropout)
         self._batch_first = as_flag("batch_first", batch_first)
         self._dtype = as_dtype(dtype)
-        self._init = _choice("init", init, tuple(INITS))
+        self._init = as_choice("init", init, tuple(INITS))
         self._seed = as_seed(seed)
         self._call_number = 0
         if self._dropout > 0.0 and self._num_layers == 1:
@@ -793,6 +797,42 @@ class _Recurrent(Generic[State]):
             if self._call_number == (number + 1) % _UINT64:
                 self._call_number = number
 
+    # ------------------------------------------------------- in a Sequential
+
+    def _interface(self) -> Interface:
+        return Interface(
+            self._input_size,
+            self.output_size,
+            self._dtype,
+            batch_first=self._batch_first,
+            needs_steps=True,
+            has_state=True,
+        )
+
+    def _output_lengths(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        return lengths
+
+    def _infer(self, x: Any, context: Context) -> tuple[Array, State]:
+        return self(x, context.state, lengths=context.lengths)
+
+    def _train(self, x: Any, context: Context) -> tuple[Array, State, Tape]:
+        return self.forward(
+            x,
+            context.state,
+            lengths=context.lengths,
+            dropout=context.dropout,
+            checkpoint=context.checkpoint,
+        )
+
+    def _backprop(
+        self, tape: Tape, dy: Array, dstate: Any
+    ) -> tuple[Array, State, dict[str, Array]]:
+        g = self.backward(tape, dy, dstate, keep=True)
+        return g.x, g.state, g.params
+
+    def _stream(self, batch_size: int) -> Frozen:
+        return self.freeze(batch_size)
+
     # ---------------------------------------------------- copies and printing
 
     def _options(self) -> dict[str, Any]:
@@ -836,17 +876,10 @@ class _Recurrent(Generic[State]):
 
     def _load_extra_state(self, state: Mapping[str, str]) -> None:
         """Take the seed and the call number of a checkpoint, or change nothing and raise."""
-        names = ("seed", "call_number")
-        if not any(name in state for name in names):
-            return  # another program's file: parameters alone
-        values = []
-        for name in names:
-            text = state.get(name, "nothing")
-            if not (text.isascii() and text.isdigit() and len(text) <= 20):
-                raise ValueError(f"{name}: expected the digits of an integer, got {text!r}")
-            values.append(as_uint64(name, int(text)))
-        with self._lock:
-            self._seed, self._call_number = values
+        values = as_mask_state(state)
+        if values is not None:
+            with self._lock:
+                self._seed, self._call_number = values
 
 
 class _SingleState(_Recurrent[Array]):
@@ -940,7 +973,7 @@ class RNN(_SingleState):
         init: str = "orthogonal",
         seed: int | None = None,
     ) -> None:
-        self._nonlinearity = _choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self._nonlinearity = as_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         super().__init__(
             input_size,
             hidden_size,
@@ -1144,7 +1177,7 @@ class GRU(_Gated):
         seed: int | None = None,
     ) -> None:
         self._reset_after = as_flag("reset_after", reset_after)
-        self._update_gate = _choice("update_gate", update_gate, ("keep", "write"))
+        self._update_gate = as_choice("update_gate", update_gate, ("keep", "write"))
         super().__init__(
             input_size,
             hidden_size,
@@ -1225,7 +1258,7 @@ class MGU(_Gated):
         seed: int | None = None,
     ) -> None:
         self._reset_after = as_flag("reset_after", reset_after)
-        self._update_gate = _choice("update_gate", update_gate, ("keep", "write"))
+        self._update_gate = as_choice("update_gate", update_gate, ("keep", "write"))
         super().__init__(
             input_size,
             hidden_size,
@@ -1249,31 +1282,6 @@ def _strict_bool(name: str, value: Any) -> None:
     """Refuse all but True and False: nothing that merely looks true may turn an option on."""
     if value is not True and value is not False:
         raise TypeError(f"{name}: expected True or False, got {as_text(value)}")
-
-
-def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """Take one of a few names."""
-    expected = " or ".join(repr(choice) for choice in choices)
-    if not isinstance(value, str):
-        raise TypeError(
-            f"{name}: expected {expected}, got {as_text(value)} of type {type(value).__name__}"
-        )
-    if value not in choices:
-        raise ValueError(f"{name}: expected {expected}, got {as_text(value)}")
-    return str(value)
-
-
-def _probability(name: str, value: Any) -> float:
-    """Take a real number in [0, 1)."""
-    numbers = (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, numbers):
-        raise TypeError(
-            f"{name}: expected a number in [0, 1), "
-            f"got {as_text(value)} of type {type(value).__name__}"
-        )
-    if not 0 <= value < 1:
-        raise ValueError(f"{name}: expected a number in [0, 1), got {as_text(value)}")
-    return float(value)
 
 
 def _raise_used() -> NoReturn:

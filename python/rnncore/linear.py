@@ -1,4 +1,4 @@
-"""The dense layer: a matrix product and a bias, the head of most models.
+"""The dense layer: a matrix product, a bias and an activation, the head of most models.
 
 The products are ``numpy.matmul``: how a row's sum is rounded may depend on how many rows share the
 call and on NumPy's BLAS, unlike in the recurrent layers, whose bits do not depend on the batch.
@@ -6,24 +6,27 @@ call and on NumPy's BLAS, unlike in the recurrent layers, whose bits do not depe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .initializers import glorot_uniform
 from .parameters import (
     Parameters,
+    as_choice,
     as_dtype,
     as_flag,
     as_real_array,
     as_seed,
     as_size,
-    as_text,
     check_matrix_fits,
     check_shape,
-    refuse_copy,
 )
+from .protocol import Context, Interface, Stateless
+from .ragged import as_ragged, gather, scatter
+from .tape import SavedTape, opened
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -47,39 +50,84 @@ class LinearGradients(NamedTuple):
     params: dict[str, NDArray[Any]]
 
 
-class LinearTape:
-    """What one ``Linear.forward`` keeps for ``backward``: a copy of x.
+class _Saved(NamedTuple):
+    """What ``Linear.forward`` saves; N is the number of rows that count."""
+
+    x: NDArray[Any]  # (N, in)
+    y: NDArray[Any] | None  # (N, out): derivatives of activations take the output
+    inside: NDArray[np.bool_] | None  # (T, B): where the rows were, None if all count
+    shape: tuple[int, ...]  # of x
+
+
+class LinearTape(SavedTape[_Saved]):
+    """What one ``Linear.forward`` keeps: a copy of x, and of y unless the activation is "identity".
 
     The weights are not kept: ``backward`` uses those that the layer has when it is called.
     """
 
-    __slots__ = ("_layer", "_x")
+    __slots__ = ()
 
-    def __init__(self, layer: Linear, x: NDArray[Any]) -> None:
-        self._layer = layer
-        self._x: NDArray[Any] | None = x  # (..., in)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held; 0 once ``backward`` has consumed the tape."""
-        return 0 if self._x is None else self._x.nbytes
+def identity(a: NDArray[Any]) -> NDArray[Any]:
+    """Return y = a itself."""
+    return a
 
-    def __repr__(self) -> str:
-        """Say the size, or that it is used."""
-        return f"<LinearTape, {'used' if self._x is None else f'{self.nbytes} bytes'}>"
 
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuse copies and pickles: a tape is for one ``backward``."""
-        refuse_copy(self)
+def d_identity(dy: NDArray[Any], y: NDArray[Any] | None) -> NDArray[Any]:
+    """Differentiate y = a: da = dy."""
+    del y
+    return dy
+
+
+def sigmoid(a: NDArray[Any]) -> NDArray[Any]:
+    """Return y = 1 / (1 + exp(-a)); where exp overflows, its limit 0."""
+    y: NDArray[Any] = 1 / (1 + np.exp(-a))
+    return y
+
+
+def d_sigmoid(dy: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
+    """Differentiate the sigmoid, from its output: da = dy * y * (1 - y)."""
+    da: NDArray[Any] = dy * y * (1 - y)
+    return da
+
+
+def softmax(a: NDArray[Any]) -> NDArray[Any]:
+    """Return y = exp(a) / sum exp(a) along the last axis.
+
+    The largest a of a row is subtracted first, so that no exponential overflows.
+    """
+    e = np.exp(a - a.max(axis=-1, keepdims=True))
+    y: NDArray[Any] = e / e.sum(axis=-1, keepdims=True)
+    return y
+
+
+def d_softmax(dy: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
+    """Differentiate the softmax, from its output: da = y * (dy - sum dy*y)."""
+    da: NDArray[Any] = y * (dy - (dy * y).sum(axis=-1, keepdims=True))
+    return da
+
+
+#: Name to y(a), which returns a fresh array but for the identity, and da(dy, y).
+ACTIVATIONS: Mapping[str, tuple[Callable[..., NDArray[Any]], Callable[..., NDArray[Any]]]] = {
+    "identity": (identity, d_identity),
+    "softmax": (softmax, d_softmax),
+    "sigmoid": (sigmoid, d_sigmoid),
+}
 
 
 class Linear:
-    """Affine map of the last axis: ``y = x W^T + b``.
+    """Affine map of the last axis, and an activation: ``y = act(x W^T + b)``.
 
     Parameters
     ----------
     in_features, out_features
         Sizes of the last axis of x and of y.
+    activation : default "identity"
+        act: "identity", "softmax" over the last axis, or "sigmoid". For training, a loss on the
+        logits is better conditioned than one on probabilities: keep "identity" with
+        ``softmax_cross_entropy``, which is exact where a softmax has saturated and a loss of its
+        output is infinite or flat. An activation here is for layers whose output is itself the
+        quantity wanted: probabilities at inference, a gate, or a target of ``mean_squared_error``.
     bias : default True
         Whether b is there.
     dtype : default "float32"
@@ -104,6 +152,11 @@ class Linear:
     MemoryError
         If the memory cannot be had.
 
+    References
+    ----------
+    Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990 (the
+    softmax).
+
     Examples
     --------
     >>> import numpy as np
@@ -125,6 +178,7 @@ class Linear:
         in_features: int,
         out_features: int,
         *,
+        activation: str = "identity",
         bias: bool = True,
         dtype: DTypeLike = "float32",
         init: str = "glorot",
@@ -132,11 +186,10 @@ class Linear:
     ) -> None:
         self._in_features = as_size("in_features", in_features)
         self._out_features = as_size("out_features", out_features)
+        self._activation = as_choice("activation", activation, tuple(ACTIVATIONS))
         self._bias = as_flag("bias", bias)
         self._dtype = as_dtype(dtype)
-        if init not in ("glorot", "pytorch"):
-            raise ValueError(f"init: expected 'glorot' or 'pytorch', got {as_text(init)}")
-        self._init = init
+        self._init = as_choice("init", init, ("glorot", "pytorch"))
         self._seed = as_seed(seed)
         check_matrix_fits("out_features, in_features", self._out_features, self._in_features)
         self._params = Parameters(
@@ -165,6 +218,11 @@ class Linear:
     def out_features(self) -> int:
         """Size of the last axis of y."""
         return self._out_features
+
+    @property
+    def activation(self) -> str:
+        """What is applied to x W^T + b: "identity", "softmax" or "sigmoid"."""
+        return self._activation
 
     @property
     def bias(self) -> bool:
@@ -208,13 +266,21 @@ class Linear:
         """
         self._params.load(mapping)
 
-    def __call__(self, x: ArrayLike) -> NDArray[Any]:
+    def __call__(
+        self, x: ArrayLike, *, lengths: ArrayLike | None = None, batch_first: bool = False
+    ) -> NDArray[Any]:
         """Return y without a tape: inference.
 
         Parameters
         ----------
         x
             (..., in); converted to the layer's dtype.
+        lengths : default None
+            Integers (B,) in [0, T] for x (T, B, in): row b counts up to step ``lengths[b]``. What
+            lies beyond is not read (it may hold NaN), and y is 0 there. None: everything counts.
+        batch_first : default False
+            Whether the axes to which ``lengths`` refers are (B, T, in); without ``lengths`` the
+            two layouts are the same.
 
         Returns
         -------
@@ -223,9 +289,9 @@ class Linear:
         Raises
         ------
         TypeError
-            If x is not of real numbers.
+            If x is not of real numbers, or the lengths are not integers.
         ValueError
-            If its last axis is not of size ``in_features``.
+            If the last axis of x is not of size ``in_features``, or x and lengths do not fit.
 
         Examples
         --------
@@ -236,15 +302,18 @@ class Linear:
         array([[6.],
                [7.]])
         """
-        return self._y(self._checked_x(x, copy=False))
+        rows, inside, shape = self._checked_x(x, lengths, batch_first, copy=False)
+        return scatter(self._y(rows), inside, (*shape[:-1], self._out_features))
 
-    def forward(self, x: ArrayLike) -> tuple[NDArray[Any], LinearTape]:
+    def forward(
+        self, x: ArrayLike, *, lengths: ArrayLike | None = None, batch_first: bool = False
+    ) -> tuple[NDArray[Any], LinearTape]:
         """Return y and the tape that ``backward`` needs.
 
         Parameters
         ----------
-        x
-            (..., in); converted to the layer's dtype. The tape keeps a copy.
+        x, lengths, batch_first
+            As in ``layer(x)``. The tape keeps a copy.
 
         Returns
         -------
@@ -254,22 +323,23 @@ class Linear:
 
         Raises
         ------
-        TypeError
-            If x is not of real numbers.
-        ValueError
-            If its last axis is not of size ``in_features``.
+        TypeError, ValueError
+            As ``layer(x)``.
         """
-        x = self._checked_x(x, copy=True)
-        return self._y(x), LinearTape(self, x)
+        rows, inside, shape = self._checked_x(x, lengths, batch_first, copy=True)
+        y = self._y(rows)
+        kept = None if self._activation == "identity" else y.copy()
+        tape = LinearTape(self, _Saved(rows, kept, inside, shape))
+        return scatter(y, inside, (*shape[:-1], self._out_features)), tape
 
     def _y(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Compute y = x W^T + b; x (..., in)."""
-        rows = x.reshape(-1, self._in_features)
+        """Compute y = act(x W^T + b); x (N, in), y (N, out)."""
+        act, _ = ACTIVATIONS[self._activation]
         with np.errstate(all="ignore"):
-            y: NDArray[Any] = rows @ self._params["weight"].T
+            a: NDArray[Any] = x @ self._params["weight"].T
             if self._bias:
-                y += self._params["bias"]
-        return y.reshape(*x.shape[:-1], self._out_features)
+                a += self._params["bias"]
+            return act(a)
 
     def backward(self, tape: LinearTape, dy: ArrayLike, *, keep: bool = False) -> LinearGradients:
         """Return the gradients of a loss whose gradient with respect to y is given.
@@ -279,14 +349,14 @@ class Linear:
         tape
             Of a ``forward`` of this layer, not consumed yet.
         dy
-            dL/dy (..., out), the shape of y.
+            dL/dy (..., out), the shape of y. Beyond the lengths it is not read.
         keep : default False
             Whether the tape stays usable.
 
         Returns
         -------
         LinearGradients
-            ``.x`` (..., in) and ``.params``.
+            ``.x`` (..., in), exactly 0 beyond the lengths, and ``.params``.
 
         Raises
         ------
@@ -296,44 +366,74 @@ class Linear:
             If ``dy`` has another shape, or the tape is consumed or of another layer. The tape stays
             as it was.
         """
-        if not isinstance(tape, LinearTape):
-            raise TypeError(f"tape: expected a LinearTape, got {type(tape).__name__}")
-        if tape._layer is not self:
-            raise ValueError("tape: expected one of this layer, got one of another Linear")
-        x = tape._x
-        if x is None:
-            raise ValueError(
-                "tape: expected an unused one, got one that backward has consumed "
-                "(backward(..., keep=True) leaves it usable)"
-            )
+        x, y, inside, shape = opened(LinearTape, tape, self)
         keep = as_flag("keep", keep)
-        dy = as_real_array("dy", dy, self._dtype)
-        check_shape("dy", dy, (*x.shape[:-1], self._out_features), "(..., out)")
-        gradients = self._gradients(x, dy)
+        dy = as_real_array("dy", dy, self._dtype, counted=inside)
+        check_shape("dy", dy, (*shape[:-1], self._out_features), "(..., out)")
+        dx, params = self._gradients(gather(dy, inside).reshape(-1, self._out_features), x, y)
+        gradients = LinearGradients(scatter(dx, inside, shape), params)
         if not keep:
-            tape._x = None
+            tape._saved = None
         return gradients
 
-    def _gradients(self, x: NDArray[Any], dy: NDArray[Any]) -> LinearGradients:
-        """Differentiate y = x W^T + b; x (..., in), dy (..., out)."""
-        x_rows = x.reshape(-1, self._in_features)
-        dy_rows = dy.reshape(-1, self._out_features)
+    def _gradients(
+        self, dy: NDArray[Any], x: NDArray[Any], y: NDArray[Any] | None
+    ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        """Differentiate y = act(x W^T + b); dy (N, out), x (N, in), y (N, out)."""
+        _, d_act = ACTIVATIONS[self._activation]
         with np.errstate(all="ignore"):
-            params: dict[str, NDArray[Any]] = {"weight": dy_rows.T @ x_rows}
+            da = d_act(dy, y)
+            params: dict[str, NDArray[Any]] = {"weight": da.T @ x}
             if self._bias:
-                params["bias"] = dy_rows.sum(axis=0)
-            dx = dy_rows @ self._params["weight"]
-        return LinearGradients(dx.reshape(x.shape), params)
+                params["bias"] = da.sum(axis=0)
+            return da @ self._params["weight"], params
 
-    def _checked_x(self, x: ArrayLike, *, copy: bool) -> NDArray[Any]:
+    def _checked_x(
+        self, x: ArrayLike, lengths: ArrayLike | None, batch_first: bool, *, copy: bool
+    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None, tuple[int, ...]]:
+        """Return the rows of x that count (N, in), where they were, and the shape of x."""
+        batch_first = as_flag("batch_first", batch_first)
+        if lengths is not None:
+            values, _, inside = as_ragged(
+                x, lengths, features=self._in_features, dtype=self._dtype, batch_first=batch_first
+            )
+            return gather(values, inside), inside, values.shape
         array = as_real_array("x", x, self._dtype, copy=copy)
         if array.ndim == 0 or array.shape[-1] != self._in_features:
             raise ValueError(f"x: expected shape (..., {self._in_features}), got {array.shape}")
-        return array
+        return array.reshape(-1, self._in_features), None, array.shape
+
+    # ------------------------------------------------- in a Sequential
+
+    def _interface(self) -> Interface:
+        return Interface(self._in_features, self._out_features, self._dtype)
+
+    def _output_lengths(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        return lengths
+
+    def _infer(self, x: Any, context: Context) -> tuple[NDArray[Any], None]:
+        return self(x, lengths=context.lengths, batch_first=context.batch_first), None
+
+    def _train(self, x: Any, context: Context) -> tuple[NDArray[Any], None, LinearTape]:
+        y, tape = self.forward(x, lengths=context.lengths, batch_first=context.batch_first)
+        return y, None, tape
+
+    def _backprop(
+        self, tape: LinearTape, dy: NDArray[Any], dstate: None
+    ) -> tuple[NDArray[Any], None, dict[str, NDArray[Any]]]:
+        dx, params = self.backward(tape, dy, keep=True)
+        return dx, dstate, params
+
+    def _stream(self, batch_size: int) -> Stateless:
+        del batch_size
+        return Stateless(copy.deepcopy(self))
+
+    # ------------------------------------------------- printing
 
     def __repr__(self) -> str:
         """Return the call that makes an equal layer with the same seed."""
         options = [
+            "" if self._activation == "identity" else f"activation={self._activation!r}",
             "" if self._bias else "bias=False",
             "" if self._dtype == np.float32 else f"dtype={self._dtype.name!r}",
             "" if self._init == "glorot" else f"init={self._init!r}",

@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 __all__ = [
     "Kind",
     "Parameters",
+    "as_choice",
     "as_dtype",
     "as_flag",
     "as_integer_array",
     "as_lengths",
+    "as_mask_state",
     "as_plain_array",
+    "as_probability",
     "as_real",
     "as_real_array",
+    "as_rows",
     "as_scalar",
     "as_seed",
     "as_setting",
@@ -101,6 +105,47 @@ class Parameters(Mapping[str, "NDArray[Any]"]):
         unknown = [name for name in self._letters if name not in self._arrays]
         if unknown:
             raise ValueError(f"letters: no parameter {_listed(unknown)}")
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> Parameters:
+        """Return one mapping over the arrays of several, which share them.
+
+        Parameters
+        ----------
+        parts
+            Prefix to mapping: the array ``name`` of ``prefix`` is called ``prefix.name``.
+
+        Raises
+        ------
+        TypeError
+            If an array is not of float32 or float64.
+        ValueError
+            If an array cannot be shared, because it is not C-contiguous, aligned and native.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rnncore.parameters import Parameters
+        >>> head = Parameters({"bias": np.zeros(2)})
+        >>> joined = Parameters.joined({"head": head})
+        >>> joined["head.bias"] += 1
+        >>> head["bias"]
+        array([1., 1.])
+        """
+        arrays: dict[str, NDArray[Any]] = {}
+        letters: dict[str, str] = {}
+        for prefix, part in parts.items():
+            arrays |= {f"{prefix}.{name}": array for name, array in part.items()}
+            if isinstance(part, Parameters):
+                letters |= {f"{prefix}.{name}": text for name, text in part._letters.items()}
+        joined = cls(arrays, letters)
+        for name, array in arrays.items():
+            if joined._arrays[name] is not array:
+                raise ValueError(
+                    f"params[{name!r}]: expected a C-contiguous, aligned, native numpy.ndarray, "
+                    "got one that would have to be copied"
+                )
+        return joined
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Return the live array."""
@@ -588,6 +633,32 @@ def inside_lengths(
     return times < lengths[:, None] if batch_first else times[:, None] < lengths
 
 
+def as_rows(value: object, rows: int) -> NDArray[np.int64]:
+    """Convert and check the numbers of some rows of a batch.
+
+    Parameters
+    ----------
+    value
+        An integer, or integers, each from 0 to B - 1.
+    rows
+        B.
+
+    Returns
+    -------
+    ndarray (N,), int64
+
+    Raises
+    ------
+    TypeError
+        For anything but integers.
+    ValueError
+        For a number below 0 or above B - 1.
+    """
+    numbers = as_integer_array("rows", value)
+    check_range("rows", numbers, 0, rows - 1, "B - 1")
+    return numbers.reshape(-1)
+
+
 def _position(where: int, shape: tuple[int, ...]) -> str:
     """Say where a flat index is: `` at position (2, 0)``, a bare number for one axis."""
     if not shape:
@@ -725,6 +796,49 @@ def as_dtype(value: object) -> np.dtype[Any]:
     if dtype not in (_FLOAT32, _FLOAT64):
         raise ValueError(message)
     return dtype
+
+
+def as_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return one of a few names; TypeError unless text, ValueError unless one of them."""
+    expected = " or ".join(map(repr, choices))
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{name}: expected {expected}, got {as_text(value)} of type {type(value).__name__}"
+        )
+    if value not in choices:
+        raise ValueError(f"{name}: expected {expected}, got {as_text(value)}")
+    return str(value)
+
+
+def as_probability(name: str, value: object) -> float:
+    """Return a probability of dropping, a real number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(
+            f"{name}: expected a number in [0, 1), "
+            f"got {as_text(value)} of type {type(value).__name__}"
+        )
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: expected a number in [0, 1), got {as_text(value)}")
+    return float(value)
+
+
+def as_mask_state(state: Mapping[str, str]) -> tuple[int, int] | None:
+    """Read the seed and the call number that a checkpoint keeps for a layer's dropout masks.
+
+    None if neither is there: the file is another program's and has parameters alone. ValueError if
+    one of them is missing or no integer in [0, 2**64).
+    """
+    names = ("seed", "call_number")
+    if not any(name in state for name in names):
+        return None
+    values = []
+    for name in names:
+        text = state.get(name, "nothing")
+        if not (text.isascii() and text.isdigit() and len(text) <= 20):
+            raise ValueError(f"{name}: expected the digits of an integer, got {text!r}")
+        values.append(as_uint64(name, int(text)))
+    seed, call_number = values
+    return seed, call_number
 
 
 # ---- Messages and copies -----------------------------------------------------------------------

@@ -274,7 +274,8 @@ def check_probability(name: str, p: float) -> None:
 # ------------------------------------------------------------------------------- dropout masks
 
 #: `kind` of a mask: between layers, one mask for every step (Zaremba et al. 2014), or recurrent,
-#: one mask for all steps of a call (Gal and Ghahramani 2016).
+#: one mask for all steps of a call (Gal and Ghahramani 2016). The layer ``Dropout`` has kind 2, for
+#: either: its masks are not those of a recurrent layer with the same seed.
 BETWEEN_LAYERS, RECURRENT = 0, 1
 
 #: 2^64 divided by the golden ratio, made odd; then the two factors of the splitmix64 finaliser.
@@ -313,12 +314,12 @@ def dropout_mask(
     Parameters
     ----------
     kind : int
-        0 between layers, 1 recurrent.
+        0 between layers, 1 recurrent, 2 the layer ``Dropout``.
     seed, call : int
         Seed of the layer, and its call number at the forward pass.
     layer, direction : int
         Index of the layer whose output (kind 0) or recurrence (kind 1) is masked; 0 forward, 1
-        reverse. Kind 0 masks the merged output: direction 0.
+        reverse. Kind 0 masks the merged output: direction 0. For kind 2 both are 0.
     t : int or None
         Step on the user's own time axis; None (the value 2^64 - 1) for one mask over all steps.
     rows, features : int
