@@ -24,6 +24,8 @@ use crate::error::{Error, Result};
 const SPINS: u32 = 5_000;
 /// Yields before it parks.
 const YIELDS: u32 = 50;
+/// How long a worker sleeps that waits for one whose core was taken.
+const NAP: Duration = Duration::from_micros(50);
 /// How often a parked caller looks whether it should stop.
 const PATIENCE: Duration = Duration::from_millis(10);
 /// Multiply-adds between two looks at the watch: well under a millisecond of work.
@@ -323,6 +325,77 @@ impl Pool {
             Ok(()) if task.panicked.load(Ordering::Relaxed) => panic!("a worker thread panicked"),
             Ok(()) => {}
         }
+    }
+}
+
+/// Where workers that share every step of a recursion meet after each.
+///
+/// Steps are short, so they wait by spinning; a worker whose neighbour has lost its core yields its own,
+/// then sleeps in turns.
+pub struct Barrier {
+    parties: usize,
+    arrived: AtomicUsize,
+    /// How often all have met.
+    meetings: AtomicUsize,
+    /// Somebody will not come any more.
+    left: AtomicBool,
+}
+
+impl Barrier {
+    /// For so many workers, each of which must be on a thread of its own.
+    pub const fn new(parties: usize) -> Self {
+        Self {
+            parties,
+            arrived: AtomicUsize::new(0),
+            meetings: AtomicUsize::new(0),
+            left: AtomicBool::new(false),
+        }
+    }
+
+    /// How many workers meet.
+    pub fn parties(&self) -> usize {
+        self.parties
+    }
+
+    /// Returns once all workers are here. What each did before, all see after.
+    ///
+    /// # Errors
+    /// When a worker has left and so will not come.
+    #[inline(always)]
+    pub fn meet(&self) -> Result<()> {
+        if self.parties == 1 {
+            return Ok(());
+        }
+        self.meet_others()
+    }
+
+    fn meet_others(&self) -> Result<()> {
+        let before = self.meetings.load(Ordering::Acquire);
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.parties {
+            self.arrived.store(0, Ordering::Relaxed);
+            self.meetings
+                .store(before.wrapping_add(1), Ordering::Release);
+            return Ok(());
+        }
+        let mut wait = Wait::new(true);
+        loop {
+            if self.meetings.load(Ordering::Acquire) != before {
+                return Ok(());
+            }
+            // Who comes last may leave at once: look again whether all have met.
+            if self.left.load(Ordering::Acquire) && self.meetings.load(Ordering::Acquire) == before
+            {
+                return Err(Error::Interrupted);
+            }
+            if !wait.pause() {
+                thread::park_timeout(NAP);
+            }
+        }
+    }
+
+    /// Says that the caller will not come again.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Release);
     }
 }
 

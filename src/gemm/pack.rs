@@ -20,6 +20,8 @@ pub struct Panels<E> {
     per_panel: usize,
     /// Vectors of all panels; the last panel may have fewer.
     total: usize,
+    /// Values in a full panel.
+    panel_len: usize,
 }
 
 impl<E: Element> Panels<E> {
@@ -32,6 +34,7 @@ impl<E: Element> Panels<E> {
             lanes,
             per_panel,
             total,
+            panel_len: depth * per_panel * lanes,
         })
     }
 
@@ -145,8 +148,9 @@ impl<E: Element> Panels<E> {
     }
 
     /// Values in a full panel.
+    #[inline(always)]
     pub fn panel_len(&self) -> usize {
-        self.depth * self.per_panel * self.lanes
+        self.panel_len
     }
 
     /// The length of k.
@@ -158,6 +162,12 @@ impl<E: Element> Panels<E> {
     #[inline(always)]
     pub fn vectors(&self, panel: usize) -> usize {
         self.per_panel.min(self.total - panel * self.per_panel)
+    }
+
+    /// Values in a row of `panel`.
+    #[inline(always)]
+    pub fn row_len(&self, panel: usize) -> usize {
+        self.vectors(panel) * self.lanes
     }
 
     /// The values from the front of `panel` to the end of the last panel.

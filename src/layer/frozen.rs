@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 
 use crate::error::{Error, Result, shape_text};
+use crate::gemm::relay::Relay;
 use crate::gemm::view::{Field, Layout};
 use crate::layer::config::Config;
 use crate::layer::direction::{Direction, ForwardBuffers, ForwardRun, Means};
-use crate::layer::forward::{ForwardShare, StateFields, Workspace};
+use crate::layer::forward::{ForwardFields, ForwardShare, StateFields, Workspace};
 use crate::layer::merge::{pack, unpack};
-use crate::layer::plan::{self, Pass};
+use crate::layer::plan::{self, Cuts, Pass};
 use crate::layer::stack::{Execution, Input, Stack};
 use crate::layer::tape::DirectionState;
 use crate::layer::weights::{ForwardWeights, Params};
@@ -23,6 +24,10 @@ struct FrozenLayer<E> {
     state: DirectionState<E>,
     /// For one step of all rows.
     space: Workspace<E>,
+    /// [B, H] h' of a step.
+    operand: Relay<E>,
+    /// [B, H] r*h' of a step, of a cell with its reset before the product.
+    reset_operand: Option<Relay<E>>,
     /// [B, H] this layer's output, the next one's input.
     y: Vec<E>,
 }
@@ -212,7 +217,7 @@ impl<E: Element> Frozen<E> {
             mask: None,
             input,
         };
-        let cuts = plan::row_ranges(schedule, means.team.size(), 1);
+        let cuts = Cuts::new(schedule, config.hidden, means.team.size(), 1);
         let mut run = ForwardRun {
             direction,
             weights: &frozen.weights,
@@ -326,6 +331,7 @@ impl<E: Element> FrozenLayer<E> {
         };
         let len = product(&[batch, config.hidden], "the state (B * H)")?;
         let zeros = || zeros(len, "the state");
+        let relay = || Relay::new(batch, 1, config.hidden, "the workspace of a step");
         let state = DirectionState {
             h: zeros()?,
             c: if spec.has_cell { zeros()? } else { Vec::new() },
@@ -333,6 +339,8 @@ impl<E: Element> FrozenLayer<E> {
         Ok(Self {
             weights: ForwardWeights::pack(&spec, means.team, means.lanes, params, sizes)?,
             space: Workspace::new(&spec, means.lanes, batch, 1, sizes)?,
+            operand: relay()?,
+            reset_operand: spec.has_reset_stage().then(relay).transpose()?,
             y: copied(&state.h, "the outputs")?,
             state,
         })
@@ -352,8 +360,11 @@ impl<E: Element> FrozenLayer<E> {
             weights,
             state,
             space,
+            operand,
+            reset_operand,
             y,
         } = self;
+        operand.copies()[0].copy_from_slice(&state.h);
         ForwardShare {
             cell: config.cell,
             spec,
@@ -364,14 +375,19 @@ impl<E: Element> FrozenLayer<E> {
             steps: 0..1,
             reverse: false,
             rows: 0..still.batch(),
+            units: 0..config.hidden,
             input,
             mask: None,
-            state: StateFields {
-                h: Field::new(&mut state.h, layout),
-                c: spec.has_cell.then(|| Field::new(&mut state.c, layout)),
+            fields: ForwardFields {
+                state: StateFields {
+                    h: Field::new(&mut state.h, layout),
+                    c: spec.has_cell.then(|| Field::new(&mut state.c, layout)),
+                },
+                y: Some(Field::new(out.unwrap_or(y), layout)),
+                tape: None,
             },
-            y: Some(Field::new(out.unwrap_or(y), layout)),
-            tape: None,
+            operand: operand.end(),
+            reset_operand: reset_operand.as_mut().map(Relay::end),
             space,
             meter,
         }

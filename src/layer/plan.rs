@@ -58,9 +58,23 @@ pub fn threads(
     most.min(work / WORTH_A_THREAD).min(shares).max(1)
 }
 
-/// The rows of each share, where `threads` work on `directions` at once.
-pub fn row_ranges(schedule: &Schedule, threads: usize, directions: usize) -> Vec<Range<usize>> {
-    schedule.split_rows(threads.div_ceil(directions))
+/// How a direction is cut into shares: every range of rows times every range of units.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cuts {
+    /// Ranges of rows; each goes through all of time alone.
+    pub rows: Vec<Range<usize>>,
+    /// Ranges of units; those of the same rows meet at every step.
+    pub units: Vec<Range<usize>>,
+}
+
+impl Cuts {
+    /// For `hidden` units, where `threads` work on `directions` at once.
+    pub fn new(schedule: &Schedule, hidden: usize, threads: usize, directions: usize) -> Self {
+        Self {
+            rows: schedule.split_rows(threads.div_ceil(directions)),
+            units: std::iter::once(0..hidden).collect(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -102,8 +116,8 @@ mod tests {
         let schedule = Schedule::dense(1000, 3).unwrap();
         let threads = |pass| threads(&config(true), &schedule, pass, 1, 8);
         assert_eq!((threads(Pass::Forward), threads(Pass::Backward)), (6, 3));
-        assert_eq!(row_ranges(&schedule, 6, 2), [0..1, 1..2, 2..3]);
-        assert_eq!(row_ranges(&schedule, 3, 2), [0..2, 2..3]);
+        assert_eq!(Cuts::new(&schedule, 100, 6, 2).rows, [0..1, 1..2, 2..3]);
+        assert_eq!(Cuts::new(&schedule, 100, 3, 2).rows, [0..2, 2..3]);
     }
 
     #[test]

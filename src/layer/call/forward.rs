@@ -16,7 +16,7 @@ use crate::layer::call::Call;
 use crate::layer::direction::{Direction, ForwardBuffers, ForwardRun};
 use crate::layer::forward::ForwardShare;
 use crate::layer::merge::{merge, pack, unpack};
-use crate::layer::plan;
+use crate::layer::plan::Cuts;
 use crate::layer::stack::{ForwardOptions, Input, Output};
 use crate::layer::tape::{DirectionTape, Kept, Segment, StepTape, Tape, segments};
 use crate::layer::weights::ForwardWeights;
@@ -201,7 +201,7 @@ impl<E: Element> ForwardPass<'_, E> {
     ) -> Result<DirectionRun<'r, E>> {
         let call = self.call;
         let (threads, directions) = (call.team.size(), call.config.directions());
-        let cuts = plan::row_ranges(call.schedule, threads, directions);
+        let cuts = Cuts::new(call.schedule, call.config.hidden, threads, directions);
         let options = self.options;
         let kept = match options.training {
             true => segments(call.schedule.steps(), options.checkpoint, false).count(),

@@ -51,11 +51,6 @@ pub struct Direction<'a, E> {
 }
 
 impl<'a, E: Element> Direction<'a, E> {
-    /// H and I.
-    pub fn sizes(&self) -> (usize, usize) {
-        (self.hidden, self.features)
-    }
-
     /// Of a table of packed rows, `slots` times H, that begins at `first_step`.
     fn layout(&self, first_step: usize, slots: usize) -> Layout<'a> {
         Layout {
