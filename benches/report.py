@@ -18,6 +18,7 @@ from peers import PEERS
 from targets import (
     OPPONENTS,
     Check,
+    Finding,
     Target,
     checks,
     findings,
@@ -34,6 +35,7 @@ import rnncore as rc
 
 LOSING_LINES = 40
 README_LINES = 3  # cases that the README names as lost
+COLOURS = 32
 # Suites that have a table of their own; the others are said in lines.
 TABLED = ("grid", "float64", "ragged", "bidirectional", "step")
 MARKERS = ("<!-- bench -->\n", "<!-- /bench -->\n")
@@ -57,21 +59,21 @@ TARGET_HEAD = (
 )  # fmt: skip
 
 
-def target_rows(results: Sequence[Result]) -> Iterator[list[str]]:
+def target_rows(found: Iterable[Finding]) -> Iterator[list[str]]:
     """Yield the table of targets: what each needs, what was found, met or missed."""
-    for found in findings(results):
-        target, (worst, case) = found.target, found.worst
+    for one in found:
+        target, (worst, case) = one.target, one.worst
         yield [
             target.label,
             target.peer,
-            str(found.threads),
-            f"{len(found.pairs)} of {found.named}",
+            str(one.threads),
+            f"{len(one.pairs)} of {one.named}",
             f"{worst:.2f} ({case.cell} {case.shape})",
             f"{target.every:g}",
-            verdict(not found.below) + (f" ({found.below} below)" if found.below else ""),
-            f"{found.mean:.2f}",
+            verdict(not one.below) + (f" ({one.below} below)" if one.below else ""),
+            f"{one.mean:.2f}",
             f"{target.mean:g}",
-            verdict(found.mean >= target.mean),
+            verdict(one.mean >= target.mean),
         ]
 
 
@@ -248,7 +250,7 @@ def all_checks(results: Iterable[Result], memory: Sequence[Memory]) -> list[Chec
 def summary(results: Sequence[Result], memory: Sequence[Memory]) -> str:
     """Return the targets, the other promises and the losing rows."""
     parts = ["\n".join(f"- {said}" for said in peak_lines(results))]
-    rows = list(target_rows(results))
+    rows = list(target_rows(findings(results)))
     if rows:
         parts.append("## Targets\n\n" + table(TARGET_HEAD, rows))
     found = all_checks(results, memory)
@@ -312,22 +314,10 @@ def readme_section(
     machine: str, results: Sequence[Result], memory: Sequence[Memory], picture: str | None
 ) -> str:
     """Return what the README says of a run: the command, the machine, and the tables in short."""
-    rows = [
-        [
-            found.target.label,
-            found.target.peer,
-            str(found.threads),
-            str(len(found.pairs)),
-            f"{found.mean:.2f}",
-            f"{found.worst[0]:.2f} ({found.worst[1].cell} {found.worst[1].shape})",
-        ]
-        for found in findings(results)
-        if found.target.peer in PEERS
-    ]
     parts = [_block([machine, *peak_lines(results)])]
+    rows = list(target_rows(one for one in findings(results) if one.target.peer in PEERS))
     if rows:
-        head = ("work", "against", "threads", "cases", "mean ratio", "worst")
-        parts.append(table(head, rows))
+        parts.append(table(TARGET_HEAD, rows))
     compared = [result.ratio(p, OPPONENTS[p]) for result in results for p in rivals(result)]
     lost = losing_rows(results)
     if compared:
@@ -374,6 +364,7 @@ def draw(path: Path, results: Sequence[Result]) -> str:
     found = [
         (target, threads, ratios(results, target, threads))
         for target in targets()
+        if target.peer in PEERS
         for threads in thread_counts(results)
     ]
     found = [entry for entry in found if entry[2]]
@@ -394,6 +385,9 @@ def draw(path: Path, results: Sequence[Result]) -> str:
     figure.suptitle("peer time / rnncore time (above 1: rnncore is faster)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    # It is kept in the repository: few colours make a fifth of the bytes.
+    image = importlib.import_module("PIL.Image").open(path).convert("RGB")
+    image.quantize(COLOURS).save(path, optimize=True)
     return f"drew {path}"
 
 
