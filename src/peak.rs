@@ -15,7 +15,7 @@ use std::hint::black_box;
 
 use crate::error::Result;
 use crate::parallel::{Team, Watch};
-use crate::simd::{Element, Kernel, Level, Simd, Vector};
+use crate::simd::{Element, Kernel, Lanewise, Level, Simd, Vector};
 
 /// Rounds between two looks at the watch: a fraction of a millisecond. A float32 counts so far exactly.
 const BLOCK: usize = 1 << 16;

@@ -1,7 +1,5 @@
 //! A snapshot of a layer's weights, packed once, with a state of its own: for streams.
 
-use std::borrow::Cow;
-
 use crate::error::{Error, Result, shape_text};
 use crate::gemm::relay::Relay;
 use crate::gemm::view::{Field, Layout};
@@ -9,11 +7,11 @@ use crate::layer::config::Config;
 use crate::layer::direction::{Direction, ForwardBuffers, ForwardRun, Means};
 use crate::layer::forward::{ForwardFields, ForwardShare, StateFields, Workspace};
 use crate::layer::merge::{pack, unpack};
-use crate::layer::plan::{self, Cuts, Pass};
+use crate::layer::plan::{self, Pass};
 use crate::layer::stack::{Execution, Input, Stack};
 use crate::layer::tape::DirectionState;
 use crate::layer::weights::{ForwardWeights, Params};
-use crate::memory::{copied, product, zeros};
+use crate::memory::{Buffer, Values, copied, product, zeros};
 use crate::parallel::{Meter, Team, Watch};
 use crate::shape::Schedule;
 use crate::simd::{Element, Level};
@@ -132,15 +130,15 @@ impl<E: Element> Frozen<E> {
     ///
     /// # Errors
     /// x of a wrong shape or with lengths, memory that cannot be had, or a watch that stopped the call.
-    pub fn run(&mut self, execution: &Execution<'_>, input: Input<'_, E>) -> Result<Vec<E>> {
+    pub fn run(&mut self, execution: &Execution<'_>, input: Input<'_, E>) -> Result<Buffer<E>> {
         let schedule = self.schedule_of(&input)?;
         let (config, batch_first) = (&self.config, input.batch_first);
         let mut sequence = if schedule.is_plain(batch_first) {
-            Cow::Borrowed(input.values)
+            Values::Borrowed(input.values)
         } else {
             let (values, what) = (input.values, "the copy of x (T * B * I)");
             let meter = execution.watch.meter();
-            Cow::Owned(pack(
+            Values::Owned(pack(
                 values,
                 &schedule,
                 batch_first,
@@ -155,11 +153,11 @@ impl<E: Element> Frozen<E> {
         let mut states = crate::memory::reserved(config.layers, "the states (L)")?;
         for layer in 0..config.layers {
             let (y, state) = self.run_layer(layer, means, &schedule, &sequence)?;
-            sequence = Cow::Owned(y);
+            sequence = Values::Owned(y);
             states.push(state);
         }
-        let (packed, hidden) = (sequence.into_owned(), config.hidden);
         let (what, meter) = ("y (T * B * H)", execution.watch.meter());
+        let (packed, hidden) = (sequence.into_owned(what)?, config.hidden);
         let y = unpack(packed, &schedule, batch_first, hidden, what, &meter)?;
         for (frozen, state) in self.layers.iter_mut().zip(states) {
             frozen.state = state;
@@ -201,11 +199,12 @@ impl<E: Element> Frozen<E> {
         means: Means<'_>,
         schedule: &Schedule,
         input: &[E],
-    ) -> Result<(Vec<E>, DirectionState<E>)> {
+    ) -> Result<(Buffer<E>, DirectionState<E>)> {
         let (config, frozen) = (&self.config, &self.layers[layer]);
         let what = "y (T * B * H)";
         let len = product(&[schedule.packed_rows(), config.hidden], what)?;
-        let mut y = zeros(len, what)?;
+        // Every row of every step is written.
+        let mut y = Buffer::stale(len, what)?;
         let direction = Direction {
             cell: config.cell,
             spec: config.cell.spec(),
@@ -217,7 +216,7 @@ impl<E: Element> Frozen<E> {
             mask: None,
             input,
         };
-        let cuts = Cuts::new(schedule, config.hidden, means.team.size(), 1);
+        let cuts = means.cuts(&direction, 1);
         let mut run = ForwardRun {
             direction,
             weights: &frozen.weights,

@@ -25,6 +25,8 @@ use crate::simd::{Element, Kernel, Simd, Vector};
 /// A chunk whose dpre is smaller than this is read where it lies; a larger one is packed first, because
 /// rows far apart waste the TLB. Between the 160 KB (AVX2) and 256 KB (AVX-512) measured best.
 const DIRECT_BYTES: usize = 200 << 10;
+/// Rows of the right operand so far apart are packed too.
+const FAR_APART: usize = 2 << 10;
 /// Part of a panel that should stay in L2 while rows pass over it.
 const PANEL_BYTES: usize = 256 << 10;
 
@@ -308,7 +310,7 @@ impl<E: Element> ProductShare<'_, E> {
             let vectors = columns.div_ceil(S::LANES);
             let width = vectors * S::LANES;
             let whole = columns == width;
-            let packed = !direct || !whole;
+            let packed = !whole || n * size_of::<E>() >= FAR_APART;
             if packed {
                 self.pack_right(&right[column..], n, columns, width);
             }
@@ -328,7 +330,7 @@ impl<E: Element> ProductShare<'_, E> {
                         depth_stride: tile.len() as isize,
                     }
                 };
-                // Directly read operands run backwards; packed ones were packed that way.
+                // Directly read operands may run backwards; packed ones were packed that way.
                 let (panel, panel_stride): (&[E], isize) = if packed {
                     (&self.space.right, width as isize)
                 } else {

@@ -8,8 +8,9 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
+use super::arrays::{array, small_array};
 use super::detach;
-use super::stack::{Number, array, borrow, execution, is_plain, not_plain, slice};
+use super::stack::{Number, borrow, execution, is_plain, not_plain, slice};
 use crate::error::{Error, shape_text};
 use crate::layer::{self, Input};
 use crate::memory;
@@ -162,7 +163,7 @@ fn step<'py, E: Number>(
                 py.check_signals()?;
             }
         }
-        return array(py, y, shape);
+        return small_array(py, y, shape);
     };
     let target = writeable::<E>(&out, shape, &x)?;
     // SAFETY: both are plain, `target` may be written to and shares no memory with `x`
@@ -292,7 +293,7 @@ fn state<'py, E: Number>(
     let mut members = streams
         .state()?
         .into_iter()
-        .map(|part| array(py, part, &shape))
+        .map(|part| small_array(py, part, &shape))
         .collect::<PyResult<Vec<_>>>()?;
     match members.len() {
         1 => Ok(members.remove(0)),

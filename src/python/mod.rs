@@ -4,6 +4,7 @@
 //! Two things happen here and nowhere else: [`detach`] releases the interpreter, and the one
 //! `From<Error> for PyErr` gives every error its Python exception.
 
+mod arrays;
 mod config;
 mod frozen;
 mod peak;

@@ -9,7 +9,6 @@
 //!
 //! Loops 3 and 4 run in parallel, each for itself: 4 reads the dpre of all rows.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::error::Result;
@@ -23,7 +22,7 @@ use crate::layer::products::{self, Chunk, Extent, Outputs, ParamGradients, Produ
 use crate::layer::stack::StateGradients;
 use crate::layer::tape::{DirectionState, DirectionTape, Kept, Segment, StepTape};
 use crate::layer::weights::{BackwardWeights, ForwardWeights, Lanes};
-use crate::memory::{Buffer, copied, product, zeros};
+use crate::memory::{Buffer, Values, copied, product, zeros};
 use crate::parallel::Barrier;
 use crate::shape::Schedule;
 use crate::simd::Element;
@@ -55,7 +54,7 @@ pub struct BackwardRun<'a, E: Element> {
 /// The gradient of y as one direction sees it: packed rows of `width`, of which its own begin at `column`.
 pub struct OutputGradient<'a, E: Element> {
     /// [N, width]
-    pub values: Cow<'a, [E]>,
+    pub values: Values<'a, E>,
     /// M, or H.
     pub width: usize,
     /// The first of this direction's.
@@ -125,7 +124,7 @@ impl<E: Element> BackwardBuffers<E> {
     ) -> Result<Self> {
         let (schedule, lanes, parts) = (direction.schedule, means.lanes, means.team.size());
         let rows = CHUNK_ROWS.max(schedule.batch()).min(schedule.packed_rows());
-        let cuts = Cuts::new(schedule, direction.hidden, parts, 1);
+        let cuts = means.cuts(direction, 1);
         let sums = direction.spec.slots * direction.hidden;
         Ok(Self {
             crews: cuts

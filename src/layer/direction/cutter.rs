@@ -10,6 +10,7 @@ use crate::layer::direction::backward::ChunkGradients;
 use crate::layer::forward::{ForwardFields, StateFields, StepFields};
 use crate::layer::stack::StateGradients;
 use crate::layer::tape::{DirectionState, StepTape};
+use crate::memory::Buffer;
 use crate::simd::Element;
 
 /// What can be cut into columns: the units of one worker, and those of the others.
@@ -154,7 +155,7 @@ impl<'a, E: Element> GradientCutter<'a, E> {
             None => (None, None),
             Some(StateGradients { h, c }) => (Some(h), c.as_mut()),
         };
-        let shown = |values: Option<&'a mut Vec<E>>| {
+        let shown = |values: Option<&'a mut Buffer<E>>| {
             Cutter::new(values.map(|values| Field::new(values, direction.layout(0, 1))))
         };
         Self {

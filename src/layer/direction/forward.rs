@@ -176,7 +176,7 @@ impl<E: Element> Direction<'_, E> {
         start: &DirectionState<E>,
     ) -> Result<(StepTape<E>, DirectionState<E>)> {
         let mut tape = StepTape::new(&self.spec, self.rows_of(steps).len(), self.hidden)?;
-        let cuts = Cuts::new(self.schedule, self.hidden, means.team.size(), 1);
+        let cuts = means.cuts(self, 1);
         let mut run = ForwardRun {
             direction: *self,
             weights,

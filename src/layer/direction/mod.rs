@@ -22,6 +22,7 @@ use crate::cell::Spec;
 use crate::error::Result;
 use crate::gemm::view::Layout;
 use crate::layer::config::CellKind;
+use crate::layer::plan::Cuts;
 use crate::layer::weights::Lanes;
 use crate::parallel::Team;
 use crate::shape::Schedule;
@@ -95,6 +96,19 @@ impl<'a> Means<'a> {
             level,
             lanes: Lanes::of::<E>(level),
         }
+    }
+
+    /// The shares of a direction, where `directions` are computed at once.
+    pub fn cuts<E>(&self, direction: &Direction<'_, E>, directions: usize) -> Cuts {
+        Cuts::new(
+            direction.schedule,
+            (direction.spec.gates.len(), direction.hidden),
+            (
+                self.team.size().div_ceil(directions),
+                self.team.cores().min(self.team.size()) / directions,
+            ),
+            self.lanes.lanes * self.lanes.column_vectors(),
+        )
     }
 
     /// Has the team compute all `shares`.
