@@ -11,6 +11,7 @@
 use std::ops::Range;
 
 use crate::gemm::kernel::{MAX_VECTORS, UNROLLED};
+use crate::gemm::pack::Panels;
 use crate::simd::{Element, Kernel, Lanewise, Simd, Vector};
 
 /// A matrix larger than this is read from front to back, for the prefetcher's sake, with its sums in
@@ -68,21 +69,74 @@ pub fn add_row<E: Element, S: Simd<E>, const Q: usize>(
     let panel = row.saturating_add(vectors.len() * S::LANES);
     assert!(beyond(a_stride, depth) <= a.len());
     assert!(beyond(panels_stride, panel) <= panels.len());
-    let mut sum = *sums;
-    let (mut left, mut right) = (a.as_ptr(), panels.as_ptr());
+    // SAFETY: the last k of the last q was just held against both slices.
+    *sums = unsafe {
+        let (left, right) = (a.as_ptr(), panels.as_ptr());
+        sum_row(
+            s,
+            *sums,
+            vectors,
+            depth,
+            (left, a_stride),
+            (right, panel_stride, panels_stride),
+        )
+    };
+}
+
+/// `sums[q][p] += sum over k of a[k] * panel[k][p - first]` for Q packed panels from `panel` on, and p in
+/// `vectors`, which are all that a panel row has.
+///
+/// # Panics
+/// When there are no such panels, or `a` is shorter than they are deep.
+#[inline(always)]
+pub fn add_panels<E: Element, S: Simd<E>, const Q: usize>(
+    s: S,
+    sums: &mut [[S::V; MAX_VECTORS]; Q],
+    vectors: Range<usize>,
+    a: &[E],
+    (panels, panel): (&Panels<E>, usize),
+) {
+    assert!(vectors.end <= MAX_VECTORS && a.len() >= panels.depth());
+    let width = vectors.len() * S::LANES;
+    let first = panels.group(panel, Q, width);
+    // SAFETY: `group` is where Q panels begin one after the other, each of as many rows of `width` values
+    // as `a` was just found to have at least.
+    *sums = unsafe {
+        let steps = (first, width, panels.panel_len());
+        sum_row(s, *sums, vectors, panels.depth(), (a.as_ptr(), 0), steps)
+    };
+}
+
+/// The sums of [`add_row`]: left operand and its stride from q to q + 1; right operand, its stride from k
+/// to k + 1 and from q to q + 1.
+///
+/// # Safety
+/// * The left operand is valid for reading `depth` values for each q.
+/// * The right one is valid for reading a vector for each of `vectors`, each k and each q.
+#[inline(always)]
+unsafe fn sum_row<E: Element, S: Simd<E>, const Q: usize>(
+    s: S,
+    sums: [[S::V; MAX_VECTORS]; Q],
+    vectors: Range<usize>,
+    depth: usize,
+    (left, left_stride): (*const E, usize),
+    (right, row_stride, stride): (*const E, usize, usize),
+) -> [[S::V; MAX_VECTORS]; Q] {
+    let mut sum = sums;
+    let (mut left, mut right) = (left, right);
     macro_rules! one {
         () => {
-            // SAFETY: the last k of the last q was just held against both slices.
+            // SAFETY: the caller vouches for every k.
             unsafe {
                 for q in 0..Q {
-                    let row = s.splat(*left.add(q * a_stride));
+                    let row = s.splat(*left.add(q * left_stride));
                     for p in vectors.clone() {
-                        let at = q * panels_stride + (p - vectors.start) * S::LANES;
+                        let at = q * stride + (p - vectors.start) * S::LANES;
                         sum[q][p] = row.mul_add(s.load_raw(right.add(at)), sum[q][p]);
                     }
                 }
                 left = left.wrapping_add(1);
-                right = right.wrapping_add(panel_stride);
+                right = right.wrapping_add(row_stride);
             }
         };
     }
@@ -94,7 +148,7 @@ pub fn add_row<E: Element, S: Simd<E>, const Q: usize>(
     for _ in 0..depth % UNROLLED {
         one!();
     }
-    *sums = sum;
+    sum
 }
 
 /// `sums[n] = sum over g of (sum over k of a[g][k] * matrix[g][k][n])`: a chain of sums per gate, then

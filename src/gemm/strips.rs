@@ -34,7 +34,7 @@ struct Strip<E> {
 
 impl<E: Element> Strip<E> {
     /// Of nothing.
-    fn absent() -> Self {
+    const fn absent() -> Self {
         Self {
             origin: std::ptr::null_mut(),
             base: std::ptr::null_mut(),
@@ -50,13 +50,13 @@ impl<E: Element> Strip<E> {
 
     /// Of the first `slots` slots of the table at `origin`, laid out so, for a worker's `rows`; `held` rows
     /// are there.
+    #[inline(always)]
     fn new(
         origin: *mut E,
         layout: &Layout<'_>,
         schedule: &Schedule,
         rows: &Range<usize>,
-        held: usize,
-        slots: usize,
+        (held, slots): (usize, usize),
     ) -> Self {
         assert!(slots <= layout.slots);
         let row_len = layout.slots * layout.width;
@@ -114,6 +114,7 @@ impl<'a, E: Element, const W: usize, const R: usize> Strips<'a, E, W, R> {
     ///
     /// # Panics
     /// When a table has not so many columns, or a field does not own the rows.
+    #[inline(always)]
     pub fn new(
         schedule: &'a Schedule,
         own: Range<usize>,
@@ -121,21 +122,23 @@ impl<'a, E: Element, const W: usize, const R: usize> Strips<'a, E, W, R> {
         written: [Option<(&'a mut Field<'_, E>, usize)>; W],
         read: [Option<(Table<'a, E>, usize)>; R],
     ) -> Self {
-        let written = written.map(|field| {
-            let Some((field, slots)) = field else {
-                return Strip::absent();
-            };
-            let (origin, layout, held) = field.corner(&own, width);
-            Strip::new(origin, layout, schedule, &own, held, slots)
-        });
-        let read = read.map(|table| {
-            let Some((table, slots)) = table else {
-                return Strip::absent();
-            };
-            let (origin, layout, held) = table.corner(width);
-            // Strips of `read` are never written to.
-            Strip::new(origin.cast_mut(), layout, schedule, &own, held, slots)
-        });
+        // Counted loops: to map an array is to move it.
+        let (mut fields, mut tables) = (written, read);
+        let (mut written, mut read) = ([Strip::absent(); W], [Strip::absent(); R]);
+        for k in 0..W {
+            if let Some((field, slots)) = &mut fields[k] {
+                let (origin, layout, held) = field.corner(&own, width);
+                written[k] = Strip::new(origin, layout, schedule, &own, (held, *slots));
+            }
+        }
+        for k in 0..R {
+            if let Some((table, slots)) = &mut tables[k] {
+                let (origin, layout, held) = table.corner(width);
+                // Strips of `read` are never written to.
+                let origin = origin.cast_mut();
+                read[k] = Strip::new(origin, layout, schedule, &own, (held, *slots));
+            }
+        }
         Self {
             written,
             read,

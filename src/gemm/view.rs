@@ -119,6 +119,7 @@ impl<'a, E: Element> Field<'a, E> {
     ///
     /// # Panics
     /// When they are not this field's own.
+    #[inline(always)]
     pub(super) fn corner(
         &mut self,
         rows: &Range<usize>,
@@ -226,6 +227,7 @@ impl<'a, E: Element> Table<'a, E> {
     }
 
     /// As [`Field::corner`].
+    #[inline(always)]
     pub(super) fn corner(&self, width: usize) -> (*const E, &Layout<'a>, usize) {
         assert!(width <= self.layout.width - self.origin);
         let origin = self.values.as_ptr().wrapping_add(self.origin);

@@ -139,7 +139,7 @@ impl<E: Element> BackwardSpace<E> {
     }
 }
 
-impl<E: Element> Kernel<E> for BackwardShare<'_, E> {
+impl<E: Element> Kernel<E> for &mut BackwardShare<'_, E> {
     type Output = Result<()>;
 
     #[inline(always)]
@@ -149,17 +149,17 @@ impl<E: Element> Kernel<E> for BackwardShare<'_, E> {
 }
 
 /// A share on its way back, with the cell as a type.
-struct Walk<'a, E, C> {
+struct Walk<'w, 'a, E, C> {
     cell: C,
-    share: BackwardShare<'a, E>,
+    share: &'w mut BackwardShare<'a, E>,
 }
 
-impl<E: Element, C: Cell> Kernel<E> for Walk<'_, E, C> {
+impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
     type Output = Result<()>;
 
     #[inline(always)]
     fn run<S: Simd<E>>(self, s: S) -> Result<()> {
-        let Self { cell, mut share } = self;
+        let Self { cell, share } = self;
         let (schedule, own) = (share.schedule, share.rows.clone());
         let mut step = Step {
             cell,
@@ -229,6 +229,7 @@ const SLOTS: usize = 2;
 const DY: usize = 3;
 
 impl<'s, E: Element> Results<'s, E> {
+    #[inline(always)]
     fn new<K: Cell>(
         schedule: &'s Schedule,
         own: &Range<usize>,

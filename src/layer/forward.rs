@@ -29,7 +29,7 @@ use crate::error::Result;
 use crate::gemm::kernel::{Begin, Joint, MAX_ROWS, Product, Rows, Term, max_rows, multiply};
 use crate::gemm::pack::Panels;
 use crate::gemm::relay::RelayEnd;
-use crate::gemm::row::{RowProduct, add_row};
+use crate::gemm::row::add_panels;
 use crate::gemm::strips::Strips;
 use crate::gemm::view::{Block, Field};
 use crate::layer::config::{CellKind, with_cell};
@@ -206,7 +206,7 @@ const fn panels_at_once<C: Cell>() -> usize {
     if C::SLOTS >= 4 && C::INPUT >= 4 { 2 } else { 4 }
 }
 
-impl<E: Element> Kernel<E> for ForwardShare<'_, E> {
+impl<E: Element> Kernel<E> for &mut ForwardShare<'_, E> {
     type Output = Result<()>;
 
     #[inline(always)]
@@ -216,17 +216,17 @@ impl<E: Element> Kernel<E> for ForwardShare<'_, E> {
 }
 
 /// A share on its way through the steps, with the cell as a type.
-struct Walk<'a, E, C> {
+struct Walk<'w, 'a, E, C> {
     cell: C,
-    share: ForwardShare<'a, E>,
+    share: &'w mut ForwardShare<'a, E>,
 }
 
-impl<E: Element, C: Cell> Kernel<E> for Walk<'_, E, C> {
+impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
     type Output = Result<()>;
 
     #[inline(always)]
     fn run<S: Simd<E>>(self, s: S) -> Result<()> {
-        let Self { cell, mut share } = self;
+        let Self { cell, share } = self;
         let (schedule, own, features) = (share.schedule, share.rows.clone(), share.features);
         let tiling = Tiling::of::<C, S, E>(&share.units);
         let units = share.units.len().next_multiple_of(S::LANES * tiling.blocks);
@@ -442,6 +442,7 @@ const TAPE_C: usize = 4;
 const TAPE_SLOTS: usize = 5;
 
 impl<'s, E: Element> Results<'s, E> {
+    #[inline(always)]
     fn new<K: Cell>(
         schedule: &'s Schedule,
         own: &Range<usize>,
@@ -636,12 +637,8 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         match input {
             None => {}
             Some(Input::Rows(x)) => {
-                add_row(
-                    s,
-                    &mut sums,
-                    fed,
-                    row_product(&self.weights.input, panel, x),
-                );
+                let weights = (&self.weights.input, panel);
+                add_panels(s, &mut sums, fed, x, weights);
             }
             Some(Input::Ahead(chunk, first, total)) => {
                 let width = fed.len() * S::LANES;
@@ -656,8 +653,8 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             }
         }
         let panels = panels.expect("a second stage has weights");
-        let product = row_product(panels, panel, operands.recurrent);
-        add_row(s, &mut sums, side_by_side::<B>(slots), product);
+        let fed = side_by_side::<B>(slots);
+        add_panels(s, &mut sums, fed, operands.recurrent, (panels, panel));
         // No closures: they are not inlined with their caller's instructions.
         let first = (panel - self.tiling.first) * self.tiling.blocks * S::LANES;
         let per_panel = self.tiling.blocks * S::LANES;
@@ -1010,23 +1007,6 @@ fn load_slots<E: Element, S: Simd<E>>(s: S, slots: usize, from: &[E]) -> Slots<S
 #[inline(always)]
 fn side_by_side<const B: usize>(slots: Range<usize>) -> Range<usize> {
     slots.start..(slots.end * B).min(MAX_SLOTS)
-}
-
-/// A single row times several panels.
-#[inline(always)]
-fn row_product<'a, E: Element>(
-    panels: &'a Panels<E>,
-    panel: usize,
-    a: &'a [E],
-) -> RowProduct<'a, E> {
-    RowProduct {
-        depth: panels.depth(),
-        a,
-        a_stride: 0,
-        panels: panels.from_panel(panel),
-        panel_stride: panels.row_len(panel),
-        panels_stride: panels.panel_len(),
-    }
 }
 
 /// sums += one product, in place.

@@ -111,8 +111,8 @@ impl<E: Element> Frozen<E> {
             let (below, at) = self.layers.split_at_mut(layer);
             let input = below.last().map_or(x, |below| &below.y);
             let out = (layer == last).then_some(&mut *y);
-            let share = at[0].step(config, still, (layer, input), out, watch.meter());
-            E::dispatch(self.level, share)?;
+            let mut share = at[0].step(config, still, (layer, input), out, watch.meter());
+            E::dispatch(self.level, &mut share)?;
         }
         Ok(())
     }

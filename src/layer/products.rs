@@ -244,11 +244,11 @@ fn take<'a, E>(rest: &mut &'a mut [E], len: usize) -> &'a mut [E] {
     taken
 }
 
-impl<E: Element> Kernel<E> for ProductShare<'_, E> {
+impl<E: Element> Kernel<E> for &mut ProductShare<'_, E> {
     type Output = Result<()>;
 
     #[inline(always)]
-    fn run<S: Simd<E>>(mut self, s: S) -> Result<()> {
+    fn run<S: Simd<E>>(self, s: S) -> Result<()> {
         if self.chunk.rows == 0 {
             return Ok(());
         }

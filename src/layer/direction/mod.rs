@@ -115,9 +115,10 @@ impl<'a> Means<'a> {
     pub fn run<E, K>(&self, shares: Vec<K>) -> Result<()>
     where
         E: Element,
-        K: Kernel<E, Output = Result<()>> + Send,
+        K: Send,
+        for<'k> &'k mut K: Kernel<E, Output = Result<()>>,
     {
         self.team
-            .run(shares, |share| E::dispatch(self.level, share))
+            .run(shares, |mut share| E::dispatch(self.level, &mut share))
     }
 }
