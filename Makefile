@@ -29,13 +29,14 @@ ARM_PACKAGES := qemu-user gcc-aarch64-linux-gnu
 
 .DELETE_ON_ERROR:
 .PHONY: help build demo test test-rust test-python test-arm test-miri lint lint-rust lint-python \
-        fmt wheel check-import coverage bench clean
+        fmt wheel check-import coverage activations bench clean
 
 help:
 	@echo 'make demo          train the character model of examples/char_lm.py'
 	@echo 'make test          every test, Rust and Python'
 	@echo 'make lint          formats, lints, types, stubs, size of the wheel'
 	@echo 'make bench         race PyTorch, JAX, ONNX Runtime and OpenVINO (installs them: 6 GB)'
+	@echo 'make activations   hold sigmoid and tanh of every float32 against exact values'
 	@echo 'CONTRIBUTING.md lists the rest.'
 
 # ---- Set-up --------------------------------------------------------------------------------------
@@ -101,6 +102,10 @@ test-miri:
 	@cargo +nightly miri --version >/dev/null 2>&1 || \
 	    rustup toolchain install nightly --profile minimal --component miri,rust-src
 	MIRIFLAGS=-Zmiri-ignore-leaks cargo +nightly miri test --locked --test portable $(ARGS)
+
+# Minutes, so it is no part of `make test`, which tries a sample.
+activations:
+	cargo run --release --locked --example activations_exhaustive
 
 # ---- Looks ---------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ G gates, L layers, D directions, M features of the merged output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -47,7 +48,14 @@ SHAPES = (
     Shape(20, 128, 1024, 1024),
 )
 STEP_SHAPES = tuple(Shape(1, 1, I, H) for I, H in ((16, 32), (64, 128), (256, 256), (256, 512)))
+# Of larger steps the way in and out of Python is a part too small to be told from noise.
+OVERHEAD_SHAPES = STEP_SHAPES[:2]
+# One row of these reads more weights than the caches near a core hold.
+WIDE_SHAPES = tuple(
+    Shape(1, 1, I, H) for I, H in ((256, 256), (256, 512), (512, 512), (1024, 1024))
+)
 DENORMAL_SHAPES = (Shape(200, 1, 16, 64), Shape(200, 32, 16, 64))
+NEIGHBOUR_SHAPES = (SHAPES[2], SHAPES[3], SHAPES[5], SHAPES[6])
 SWEEP_SHAPE = Shape(20, 70, 64, 128)  # every batch size up to its B
 MEMORY_SHAPES = (Shape(100, 64, 256, 256), Shape(50, 64, 512, 512))
 STREAM_STEPS = 20  # steps that a streaming contestant is proved on
@@ -65,6 +73,7 @@ class Case:
     dtype: str = "float32"
     num_layers: int = 1
     bidirectional: bool = False
+    level: str = ""  # the instruction level; empty: the one in use at the start
 
     @property
     def ragged(self) -> bool:
@@ -79,7 +88,19 @@ class Case:
     @property
     def label(self) -> str:
         """The case in one line."""
-        return f"{self.suite} {self.work} {self.cell} {self.shape} {self.threads} thread(s)"
+        if self.suite == "prototype":  # which is all cells, works and levels at once
+            return f"{self.suite} {self.shape}"
+        level = f" {self.level}" if self.level else ""
+        return f"{self.suite} {self.work} {self.cell} {self.shape} {self.threads} thread(s){level}"
+
+    @property
+    def checkpoint(self) -> int:
+        """The distance of checkpoints that keeps least: the root of T."""
+        return max(1, round(math.sqrt(self.shape.T)))
+
+    def of(self, cell: str, work: str) -> Case:
+        """Return the case of another cell and work."""
+        return replace(self, cell=cell, work=work)
 
     def lengths(self) -> NDArray[np.int64] | None:
         """Return (B,) lengths, uniform between T/5 and T, or None when all rows are full."""
@@ -110,7 +131,9 @@ class Result:
     case: Case
     seconds: dict[str, list[float]] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)  # of the largest value, when proved
     refused: dict[str, str] = field(default_factory=dict)  # contestant to why it was not timed
+    skipped: str = ""  # why nobody was timed, where rnncore cannot do the work yet
 
     def median(self, name: str) -> float:
         """Return the median seconds per call of a contestant."""
@@ -128,6 +151,10 @@ class Result:
         """Return the median over the rounds of the peer's time over ours in the same round."""
         return float(np.median(np.divide(self.seconds[peer], self.seconds[ours])))
 
+    def difference(self, name: str, other: str) -> float:
+        """Return the median over the rounds of the seconds that a contestant takes more."""
+        return float(np.median(np.subtract(self.seconds[name], self.seconds[other])))
+
     def share(self, name: str) -> float:
         """Return the median over the rounds of a rate over the peak's in the same round."""
         return self.flops[name] / self.flops[PEAK] * self.ratio(PEAK, name)
@@ -141,6 +168,7 @@ class Memory:
     name: str
     before: int  # with the framework imported and the arrays made
     peak: int
+    tape: int = 0  # of rnncore: bytes that the tape holds beside the copy of x
 
 
 class Problem:
@@ -211,6 +239,7 @@ class Choice:
     cells: Sequence[str]
     shapes: Sequence[Shape] | None  # None: those of each suite; the grids take any
     threads: Sequence[int]
+    prototype: bool = False  # whether there is a program to race
 
     def of(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Return the shapes of a suite that are wanted."""
@@ -237,12 +266,31 @@ def _special(
     shapes: Sequence[Shape],
     cells: Sequence[str],
     threads: Sequence[int],
+    level: str = "",
 ) -> Iterator[Case]:
     for n in (n for n in threads if n in choice.threads):
         for work in works:
             for cell in (cell for cell in cells if cell in choice.cells):
                 for shape in choice.of(shapes):
-                    yield Case(suite, cell, work, shape, n)
+                    yield Case(suite, cell, work, shape, n, level=level)
+
+
+def vector_levels() -> list[str]:
+    """Return the levels that somebody runs layers on: all but the portable one, if there are."""
+    return rc.levels()[1:] or rc.levels()
+
+
+def _overhead(choice: Choice, suite: str) -> Iterator[Case]:
+    yield from _special(choice, suite, ["step"], OVERHEAD_SHAPES, ["lstm", "gru"], [1])
+    # The step of the smallest LSTM has a bound on each level.
+    for level in vector_levels():
+        if level != rc.get_level():
+            yield from _special(choice, suite, ["step"], STEP_SHAPES[:1], ["lstm"], [1], level)
+
+
+def _prototype(choice: Choice, suite: str) -> Iterator[Case]:
+    if choice.prototype:
+        yield from _special(choice, suite, ["training"], SHAPES, ["lstm"], [1])
 
 
 SUITES = (
@@ -251,10 +299,15 @@ SUITES = (
     "ragged",
     "bidirectional",
     "step",
+    "overhead",
+    "bfloat16",
+    "checkpoint",
     "denormals",
     "sweep",
     "scaling",
+    "neighbour",
     "memory",
+    "prototype",
 )
 
 
@@ -269,9 +322,14 @@ def cases(suite: str, choice: Choice) -> list[Case]:
         "ragged": lambda: _grid(choice, suite, ["training"]),
         "bidirectional": lambda: _bidirectional(choice),
         "step": lambda: _special(choice, suite, ["step"], STEP_SHAPES, gated, [1]),
+        "overhead": lambda: _overhead(choice, suite),
+        "bfloat16": lambda: _special(choice, suite, ["step"], WIDE_SHAPES, gated, [1]),
+        "checkpoint": lambda: _special(choice, suite, ["training"], SHAPES, gated, [1, 2]),
         "denormals": lambda: _special(choice, suite, ["training"], DENORMAL_SHAPES, ["lstm"], [1]),
         "sweep": lambda: _special(choice, suite, both, [SWEEP_SHAPE], ["lstm"], [1, 2]),
         "scaling": lambda: _special(choice, suite, both, SHAPES, gated, several),
+        "neighbour": lambda: _special(choice, suite, both, NEIGHBOUR_SHAPES, ["lstm"], several),
+        "prototype": lambda: _prototype(choice, suite),
         "memory": lambda: _special(choice, suite, ["training"], MEMORY_SHAPES, gated, [1]),
     }
     return list(found[suite]())

@@ -1,8 +1,10 @@
-//! How fast the parts are, and the whole: register tiles, activations, the cells' equations, layers.
+//! How fast the parts are, and the whole: the processor's peak, register tiles, activations, the cells'
+//! equations, layers, streaming steps.
 //!
 //! ```text
 //! cargo bench --bench kernels                    everything
 //! cargo bench --bench kernels -- 'tile/avx2'     by name
+//! cargo bench --bench kernels -- --quick         in a minute or two
 //! ```
 //!
 //! Every answer is proved before it is timed. Products and layers count floating-point operations (a
@@ -32,9 +34,10 @@ use rnncore::cell::{
 use rnncore::gemm::kernel::{
     Product, RowProduct, Rows, max_rows, multiply, multiply_row, panels_at_once,
 };
-use rnncore::layer::{BackwardOptions, CellKind, ForwardOptions, Stack, Tape};
+use rnncore::layer::{BackwardOptions, CellKind, ForwardOptions, Frozen, Stack, Tape};
 use rnncore::math::{sigmoid, tanh};
 use rnncore::parallel::Watch;
+use rnncore::peak::multiply_adds;
 use rnncore::simd::{Element, Kernel, Level, Simd, Vector};
 
 fn main() {
@@ -43,11 +46,13 @@ fn main() {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
+    peak(&mut criterion);
     tiles(&mut criterion);
     row_kernels(&mut criterion);
     activations(&mut criterion);
     cells(&mut criterion);
     layers(&mut criterion);
+    steps(&mut criterion);
     criterion.final_summary();
 }
 
@@ -79,6 +84,22 @@ fn assert_near(got: &[f32], expected: &[f64], tolerance: f64, context: &str) {
             distance <= tolerance * scale,
             "{got} instead of {expected}: {context}"
         );
+    }
+}
+
+// ---- The peak ------------------------------------------------------------------------------------
+
+/// Rounds of multiply-adds in a timed call.
+const ROUNDS: usize = 100_000;
+
+/// What the rates of products are held against.
+fn peak(criterion: &mut Criterion) {
+    let group = &mut criterion.benchmark_group("peak");
+    let watch = Watch::unattended();
+    for level in levels() {
+        let run = || multiply_adds::<f32>(level, ROUNDS, 1, &watch).expect("nobody stops it");
+        group.throughput(Throughput::Elements(2 * run()));
+        group.bench_function(level.name(), |bencher| bencher.iter(run));
     }
 }
 
@@ -549,6 +570,64 @@ fn layers(criterion: &mut Criterion) {
             .flat_map(|sizes| cells.map(|cell| (sizes, cell)))
         {
             one_layer(group, *level, name, cell, *sizes);
+        }
+    }
+}
+
+// ---- Streaming steps -----------------------------------------------------------------------------
+
+/// I and H of a stream.
+const STREAMS: [[usize; 2]; 3] = [[16, 32], [64, 128], [256, 512]];
+/// Steps that a stream is proved on.
+const PROOF: usize = 5;
+
+/// One step of one frozen stream. Its bits are those of the whole pass.
+fn one_stream(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    level: Level,
+    name: &str,
+    cell: CellKind,
+    [i, h]: [usize; 2],
+) {
+    let problem = case(cell, [PROOF, 1, i, h]).problem::<f32>();
+    let (stack, arrays) = (
+        Stack::new(problem.config.clone()).expect("a layer"),
+        Arrays::<f32>::of(&problem, false),
+    );
+    let params = slices(&arrays.params);
+    let execution = Setup::plain(level).execution(Watch::unattended());
+    let input = || arrays.input(&problem, false);
+    let whole = stack
+        .forward(
+            &execution,
+            &params,
+            input(),
+            None,
+            ForwardOptions::default(),
+        )
+        .expect("forward");
+    let mut frozen = Frozen::new(&stack, &execution, &params, 1).expect("freeze");
+    let mut y = vec![0.0; h];
+    for (x_t, expected) in input().values.chunks(i).zip(whole.y.chunks(h)) {
+        frozen.step(x_t, &mut y, &execution.watch).expect("a step");
+        assert_eq!(y, expected, "{name}");
+    }
+    let x_t = &input().values[..i];
+    group.bench_function(format!("{name}/{i},{h}"), |bencher| {
+        bencher.iter(|| frozen.step(black_box(x_t), &mut y, &execution.watch))
+    });
+}
+
+fn steps(criterion: &mut Criterion) {
+    let gru = CellKind::Gru {
+        reset_after: true,
+        update: Update::Keep,
+    };
+    for level in levels() {
+        let group = &mut criterion.benchmark_group(format!("step/{}", level.name()));
+        for sizes in STREAMS {
+            one_stream(group, level, "lstm", CellKind::Lstm, sizes);
+            one_stream(group, level, "gru", gru, sizes);
         }
     }
 }

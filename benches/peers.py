@@ -1,6 +1,6 @@
-"""The contestants: rnncore and the frameworks beside it, doing the same work on the same arrays.
+"""The frameworks beside rnncore, doing the same work on the same arrays.
 
-A contestant is a call to time and the answers of that call. Each framework is used as its own
+Each framework is used as its own
 documentation advises: arguments lie ready in the framework's own arrays, the thread count is set,
 nothing is converted inside the timed call. A framework is imported when its first contestant is
 made, never before, so that the others can be timed without it.
@@ -16,15 +16,12 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
+import ours
 from cases import GATES, Array, Case, Problem
-
-import rnncore as rc
-
-Answers: TypeAlias = dict[str, Array]
+from contestant import Answers, Contestant
 
 # Peer to the import it needs, in the order of the tables.
 PEERS = {
@@ -43,167 +40,36 @@ OPPONENTS = {
 ONNX_OPSET = 17
 
 
-@dataclass
-class Contestant:
-    """One call to time.
-
-    ``answers`` runs it afresh and names what came out; ``expected`` is what they must be, None for
-    the answers of the first contestant. ``prepare`` runs untimed before every sample.
-    """
-
-    name: str
-    run: Callable[[], object]
-    answers: Callable[[], Answers]
-    flops: float
-    expected: Answers | None = None
-    prepare: Callable[[], None] | None = None
-
-
 def missing(peer: str) -> list[str]:
     """Return the modules that a peer needs and this environment lacks."""
     return [name for name in PEERS[peer] if importlib.util.find_spec(name) is None]
 
 
-def contestants(problem: Problem, peers: Sequence[str]) -> list[Contestant]:
-    """Return our own contestants of a case, the one that the others are held against first.
-
-    The suite of denormals shows PyTorch's slowdown beside ours, so it takes PyTorch in here.
-    """
-    suite = problem.case.suite
-    if suite == "denormals":
-        return _denormals(problem, peers)
-    if suite == "sweep":
-        return _sweep(problem)
-    if suite == "scaling":
-        return _scaling(problem)
-    return _ours(problem)
-
-
 def rivals(case: Case) -> Sequence[str]:
     """Return the peers that a case is held against."""
-    if case.suite in ("denormals", "sweep", "scaling"):
-        return ()
     if case.suite == "grid":
         return tuple(PEERS) if case.work == "inference" else ("torch", "jax")
-    return ("onnxruntime",) if case.suite == "step" else ("torch",)
+    if case.suite == "step":
+        return ("onnxruntime",)
+    beside = ("float64", "ragged", "bidirectional", "denormals", "memory")
+    return ("torch",) if case.suite in beside else ()
 
 
-def rival(problem: Problem, peer: str) -> Contestant:
-    """Return the contestant that a peer sends to a case."""
-    return ENTRIES[peer, problem.case.work](problem)
+def sent(problem: Problem, peer: str) -> list[Contestant]:
+    """Return the contestants that a peer sends to a case.
 
-
-# ---- rnncore -------------------------------------------------------------------------------------
-
-
-def _ours(problem: Problem) -> list[Contestant]:
-    work = problem.case.work
-    if work == "training":
-        return [rnncore_training(problem)]
-    if work == "inference":
-        return [rnncore_inference(problem), frozen_run(problem)]
-    return [frozen_step(problem)]
-
-
-def rnncore_inference(problem: Problem, name: str = "rnncore") -> Contestant:
-    """``layer(x)``."""
-    layer, x = problem.layer, problem.x
-    return Contestant(name, lambda: layer(x), lambda: {"y": layer(x)[0]}, problem.case.flops())
-
-
-def rnncore_training(problem: Problem, name: str = "rnncore") -> Contestant:
-    """``layer.forward`` and ``layer.backward``: every gradient."""
-    layer, x, dy, lengths = problem.layer, problem.x, problem.dy, problem.lengths
-
-    def run() -> tuple[Array, rc.Gradients[Any]]:
-        y, _, tape = layer.forward(x, lengths=lengths)
-        return y, layer.backward(tape, dy)
-
-    def answers() -> Answers:
-        y, gradients = run()
-        return {"y": y, "dx": gradients.x, **gradients.params}
-
-    return Contestant(name, run, answers, problem.case.flops())
-
-
-def frozen_run(problem: Problem) -> Contestant:
-    """``layer.freeze(B).run(x)``, packed once."""
-    frozen, x = problem.layer.freeze(problem.case.shape.B), problem.x
-
-    def answers() -> Answers:
-        frozen.reset()
-        return {"y": frozen.run(x)}
-
-    return Contestant("frozen", lambda: frozen.run(x), answers, problem.case.flops())
-
-
-def frozen_step(problem: Problem) -> Contestant:
-    """``layer.freeze().step(x_t)``: one step, state inside, a fresh array out."""
-    frozen, x = problem.layer.freeze(), problem.x
-    x_t = x[0]
-
-    def answers() -> Answers:
-        frozen.reset()
-        return {"y": np.stack([frozen.step(x[t]) for t in range(problem.steps)])}
-
-    return Contestant("frozen", lambda: frozen.step(x_t), answers, problem.case.flops())
-
-
-# ---- rnncore beside itself -----------------------------------------------------------------------
-
-
-def _work(problem: Problem, name: str) -> Contestant:
-    training = problem.case.work == "training"
-    return (rnncore_training if training else rnncore_inference)(problem, name)
-
-
-def _denormals(problem: Problem, peers: Sequence[str]) -> list[Contestant]:
+    The suite of denormals shows the slowdown of a peer beside ours.
+    """
+    make = ENTRIES[peer, problem.case.work]
+    if problem.case.suite != "denormals":
+        return [make(problem)]
     entries = []
-    makers = [rnncore_training] + [torch_training] * ("torch" in peers)
-    # The input of a weight's sign makes the recurrence pass through the denormals.
-    for value, suffix in ((-0.1, ""), (0.1, " (ordinary)")):
-        data = problem.constant(-0.1, value)
-        expected = rnncore_training(data).answers()
-        for maker in makers:
-            entry = maker(data)
-            entry.name += suffix
-            entry.expected = expected
-            entries.append(entry)
-    return entries
-
-
-def _sweep(problem: Problem) -> list[Contestant]:
-    """Every batch size up to B, each proved on the leading rows of the whole batch."""
-    whole = _work(problem, "").answers()
-    entries = []
-    for rows in range(1, problem.case.shape.B + 1):
-        entry = _work(problem.rows(rows), f"B={rows}")
-        entry.expected = {name: whole[name][:, :rows] for name in ("y", "dx") if name in whole}
-        entry.answers = _only(tuple(entry.expected), entry.answers)
+    for data, suffix in ours.denormal(problem):
+        entry = make(data)
+        entry.name += suffix
+        entry.expected = ours.training(data).answers()
         entries.append(entry)
     return entries
-
-
-def _only(names: Sequence[str], answers: Callable[[], Answers]) -> Callable[[], Answers]:
-    def some() -> Answers:
-        found = answers()
-        return {name: found[name] for name in names}
-
-    return some
-
-
-def _scaling(problem: Problem) -> list[Contestant]:
-    """One thread, one for each core of the process, and more than there are cores."""
-    entries = []
-    for threads in (1, problem.case.threads, 4 * problem.case.threads):
-        entry = _work(problem, f"threads={threads}")
-        entry.prepare = _set_threads(threads)
-        entries.append(entry)
-    return entries
-
-
-def _set_threads(threads: int) -> Callable[[], None]:
-    return lambda: rc.set_num_threads(threads)
 
 
 # ---- PyTorch -------------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""What the benchmark says: lines while it runs, then a CSV, a Markdown page and a picture.
-
-The targets stand here as data, one entry for each row of the table that they are printed as.
-"""
+"""What the benchmark says: lines while it runs, then a CSV, a Markdown page and a picture."""
 
 from __future__ import annotations
 
@@ -11,19 +8,37 @@ import importlib.util
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import LAYERS, PEAK, SHAPES, STEP_SHAPES, Case, Choice, Memory, Result, Shape, cases
-from peers import OPPONENTS, PEERS
+from cases import LAYERS, PEAK, SHAPES, STEP_SHAPES, Case, Memory, Result, Shape
+from peers import PEERS
+from targets import (
+    OPPONENTS,
+    Check,
+    Finding,
+    Target,
+    checks,
+    findings,
+    geometric_mean,
+    memory_checks,
+    ratios,
+    rivals,
+    sweep_dip,
+    targets,
+    thread_counts,
+)
 
 import rnncore as rc
 
-NOISE = 0.03  # what a floor of 1.0 allows
 LOSING_LINES = 40
+README_LINES = 3  # cases that the README names as lost
+COLOURS = 32
+# Suites that have a table of their own; the others are said in lines.
+TABLED = ("grid", "float64", "ragged", "bidirectional", "step")
+MARKERS = ("<!-- bench -->\n", "<!-- /bench -->\n")
 BUSY_LOAD = 0.5  # other work at the start, in cores, from which on the page warns
 CSV_HEAD = (
     "suite", "work", "cell", "T", "B", "I", "H", "dtype", "threads",
@@ -31,77 +46,7 @@ CSV_HEAD = (
 )  # fmt: skip
 
 
-# ---- Targets -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Target:
-    """A promise about ratios: one for every shape, one for their geometric mean."""
-
-    work: str
-    peer: str
-    every: float
-    mean: float
-    suite: str = "grid"
-
-    @property
-    def label(self) -> str:
-        """The row's name."""
-        return self.work if self.suite in ("grid", "step") else f"{self.work}, {self.suite}"
-
-    def met(self, ratio: float) -> bool:
-        """Whether one shape's ratio is enough."""
-        return ratio >= self.every - (NOISE if self.every == 1.0 else 0.0)
-
-
-TARGETS = (
-    Target("training", "torch", 1.0, 4.0),
-    Target("training", "jax", 1.15, 2.2),
-    Target("inference", "torch", 1.0, 3.5),
-    Target("inference", "onnxruntime", 1.0, 1.9),
-    Target("inference", "openvino", 1.0, 1.5),
-    Target("training", "torch", 1.3, 3.0, "float64"),
-    Target("training", "torch", 2.0, 5.0, "ragged"),
-    Target("training", "torch", 1.1, 3.0, "bidirectional"),
-    Target("step", "onnxruntime", 1.3, 4.0, "step"),
-)
-
-
-@dataclass(frozen=True)
-class Share:
-    """A promise about the share of the multiply-add peak, for LSTM and GRU."""
-
-    shape: Shape
-    inference: float  # of the frozen layer
-    training: float
-
-
-SHARES = (
-    Share(Shape(50, 64, 512, 512), 0.90, 0.88),
-    Share(Shape(20, 128, 1024, 1024), 0.90, 0.88),
-    Share(Shape(100, 32, 64, 128), 0.75, 0.75),
-)
-
-
-@dataclass(frozen=True)
-class Check:
-    """A promise held against what was found."""
-
-    name: str
-    found: float
-    needed: float
-    at_most: bool = False
-
-    @property
-    def met(self) -> bool:
-        """Whether it holds."""
-        return self.found <= self.needed if self.at_most else self.found >= self.needed
-
-    @property
-    def row(self) -> list[str]:
-        """Its cells in a table."""
-        bound = f"{'at most' if self.at_most else 'at least'} {self.needed:g}"
-        return [self.name, f"{self.found:.2f}", bound, verdict(self.met)]
+# ---- Tables of promises --------------------------------------------------------------------------
 
 
 def verdict(met: bool) -> str:
@@ -109,120 +54,51 @@ def verdict(met: bool) -> str:
     return "met" if met else "**missed**"
 
 
-def geometric_mean(ratios: Sequence[float]) -> float:
-    """Return the geometric mean."""
-    return float(np.exp(np.mean(np.log(ratios))))
-
-
-def ours(case: Case) -> str:
-    """Return our contestant that stands for the case in a table."""
-    return "frozen" if case.work == "step" else "rnncore"
-
-
-def rivals(result: Result) -> list[str]:
-    """Return the peers that were timed."""
-    return [peer for peer in PEERS if peer in result.seconds and OPPONENTS[peer] in result.seconds]
-
-
-def ratios(results: Iterable[Result], target: Target, threads: int) -> list[tuple[float, Case]]:
-    """Return the ratio of every case that a target speaks of."""
-    return [
-        (result.ratio(target.peer, OPPONENTS[target.peer]), result.case)
-        for result in results
-        if (result.case.suite, result.case.work) == (target.suite, target.work)
-        and result.case.threads == threads
-        and target.peer in rivals(result)
-    ]
-
-
-def target_rows(results: Sequence[Result]) -> Iterator[list[str]]:
-    """Yield the table of targets: what each needs, what was found, met or missed."""
-    for target in TARGETS:
-        for threads in thread_counts(results):
-            named = cases(target.suite, Choice(list(LAYERS), None, [threads]))
-            named = [case for case in named if case.work == target.work]
-            # Shapes that the user brought are shown elsewhere; the promise does not speak of them.
-            found = [pair for pair in ratios(results, target, threads) if pair[1] in named]
-            if not found:
-                continue
-            worst, case = min(found, key=lambda pair: pair[0])
-            below = sum(not target.met(ratio) for ratio, _ in found)
-            mean = geometric_mean([ratio for ratio, _ in found])
-            yield [
-                target.label,
-                target.peer,
-                str(threads),
-                f"{len(found)} of {len(named)}",
-                f"{worst:.2f} ({case.cell} {case.shape})",
-                f"{target.every:g}",
-                verdict(not below) + (f" ({below} below)" if below else ""),
-                f"{mean:.2f}",
-                f"{target.mean:g}",
-                verdict(mean >= target.mean),
-            ]
-
-
 TARGET_HEAD = (
     "work", "against", "threads", "cases", "worst", "needed", "", "mean", "needed", "",
 )  # fmt: skip
 
 
-def share_checks(results: Iterable[Result]) -> Iterator[Check]:
-    """Hold the share of the peak against what was promised."""
-    wanted = {share.shape: share for share in SHARES}
-    for result in results:
-        case = result.case
-        if case.suite != "grid" or case.shape not in wanted or case.cell == "rnn":
-            continue
-        name = "frozen" if case.work == "inference" else "rnncore"
-        needed = getattr(wanted[case.shape], case.work)
-        label = f"share of peak, {case.work}, {case.cell} {case.shape}, {case.threads} thread(s)"
-        yield Check(label, result.share(name), needed)
+def target_rows(found: Iterable[Finding]) -> Iterator[list[str]]:
+    """Yield the table of targets: what each needs, what was found, met or missed."""
+    for one in found:
+        target, (worst, case) = one.target, one.worst
+        yield [
+            target.label,
+            target.peer,
+            str(one.threads),
+            f"{len(one.pairs)} of {one.named}",
+            f"{worst:.2f} ({case.cell} {case.shape})",
+            f"{target.every:g}",
+            verdict(not one.below) + (f" ({one.below} below)" if one.below else ""),
+            f"{one.mean:.2f}",
+            f"{target.mean:g}",
+            verdict(one.mean >= target.mean),
+        ]
 
 
-def own_checks(results: Iterable[Result]) -> Iterator[Check]:
-    """Hold the suites in which rnncore races itself against what was promised."""
-    for result in results:
-        case = result.case
-        label = f"{case.work}, {case.cell} {case.shape}"
-        if case.suite == "denormals":
-            for name in ("rnncore", "torch"):
-                title = f"{name}: denormals over ordinary, {label}"
-                yield from _race(title, result, name, f"{name} (ordinary)", 1.5, at_most=True)
-        elif case.suite == "sweep":
-            found, rows = sweep_dip(result)
-            place = f"{case.work}, {case.cell}, {case.threads} thread(s), worst at B = {rows}"
-            yield Check(f"throughput per row over its neighbours', {place}", found, 0.7)
-        elif case.suite == "scaling":
-            few, many = f"threads={case.threads}", f"threads={4 * case.threads}"
-            if case.shape == Shape(100, 1, 256, 512):
-                yield from _race(f"gain of {few}, {label}", result, "threads=1", few, 1.5)
-            for name, most in ((few, 1.05), (many, 2.0)):
-                title = f"time of {name} over one, {label}"
-                yield from _race(title, result, name, "threads=1", most, at_most=True)
+PROMISE_HEAD = ("promise", "cases", "worst", "needed", "")
+CHECK_HEAD = ("promise", "case", "found", "needed", "")
 
 
-def _race(
-    title: str, result: Result, over: str, under: str, needed: float, *, at_most: bool = False
-) -> Iterator[Check]:
-    """Yield the check of one time over another; none when one of the two was not timed."""
-    if over in result.seconds and under in result.seconds:
-        yield Check(title, result.ratio(over, under), needed, at_most)
+def promise_rows(found: Iterable[Check]) -> Iterator[list[str]]:
+    """Yield one row for all checks of one promise: the worst of them, and how many are missed."""
+    groups: dict[tuple[str, float], list[Check]] = {}
+    for check in found:
+        groups.setdefault((check.promise, check.needed), []).append(check)
+    for group in groups.values():
+        worst = (max if group[0].at_most else min)(group, key=lambda check: check.found)
+        missed = sum(not check.met for check in group)
+        count = f" ({missed} of {len(group)})" if missed else ""
+        where = f"{worst.found:.2f}{worst.unit} ({worst.place})"
+        yield [worst.promise, str(len(group)), where, worst.bound, verdict(not missed) + count]
 
 
-def sweep_dip(result: Result, reach: int = 4) -> tuple[float, int]:
-    """Return the least throughput per row over its neighbours' trend from B = 8 on, and its B.
-
-    The trend at B is the median of the throughputs from B - reach to B + reach, B left out.
-    """
-    sizes = [rows for rows in range(1, result.case.shape.B + 1) if f"B={rows}" in result.seconds]
-    rate = {rows: rows / result.median(f"B={rows}") for rows in sizes}
-
-    def relative(rows: int) -> float:
-        near = [rate[other] for other in sizes if 0 < abs(other - rows) <= reach]
-        return rate[rows] / float(np.median(near))
-
-    return min((relative(rows), rows) for rows in sizes if rows >= 8)
+def check_rows(found: Iterable[Check]) -> Iterator[list[str]]:
+    """Yield a row for each check."""
+    for check in found:
+        number = f"{check.found:.2f}{check.unit}"
+        yield [check.promise, check.place, number, check.bound, verdict(check.met)]
 
 
 # ---- Text ----------------------------------------------------------------------------------------
@@ -257,15 +133,24 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
+def ours(case: Case) -> str:
+    """Return our contestant that stands for the case in a table."""
+    return "frozen" if case.work == "step" else "rnncore"
+
+
 def line(result: Result) -> str:
     """Say one result while the run goes on."""
     parts = [result.case.label + ":"]
+    if result.skipped:
+        return f"{parts[0]} SKIPPED: {result.skipped}"
     if result.case.suite == "sweep":
         dip, rows = sweep_dip(result)
         parts.append(f"throughput per row at worst {dip:.2f} of its neighbours', at B = {rows}")
     names = [name for name in result.seconds if name != PEAK and not name.startswith("B=")]
     for name in names:
         parts.append(f"{name} {duration(result.median(name))} ({result.share(name):.0%})")
+    if "bfloat16" in result.errors:
+        parts.append(f"bfloat16 off by {result.errors['bfloat16']:.1e} of the largest value")
     parts += [f"x{result.ratio(peer, OPPONENTS[peer]):.2f} {peer}" for peer in rivals(result)]
     parts += [f"REFUSED {name}: {why}" for name, why in result.refused.items()]
     parts.append(f"[{len(result.seconds[PEAK])} rounds]")
@@ -278,6 +163,7 @@ def memory_line(memory: Memory) -> str:
     return (
         f"{memory.case.label}: {memory.name} peak {memory.peak / mib:.0f} MiB, "
         f"{(memory.peak - memory.before) / mib:.0f} MiB over the arrays and the import"
+        + (f", tape {memory.tape / mib:.0f} MiB beside the copy of x" if memory.tape else "")
     )
 
 
@@ -311,7 +197,7 @@ def refused_rows(results: Iterable[Result]) -> list[list[str]]:
     return [
         [name, result.case.label, why.splitlines()[0]]
         for result in results
-        for name, why in result.refused.items()
+        for name, why in ({"all": result.skipped} if result.skipped else result.refused).items()
     ]
 
 
@@ -339,37 +225,40 @@ def columns(results: Iterable[Result]) -> list[str]:
     return [peer for peer in PEERS if peer in timed]
 
 
-def thread_counts(results: Iterable[Result]) -> list[int]:
-    """Return the thread counts that were run."""
-    return sorted({result.case.threads for result in results})
-
-
 def peak_lines(results: Sequence[Result]) -> Iterator[str]:
     """Say the peak of every thread count and type, as the median over the cases."""
-    kinds = sorted({(result.case.threads, result.case.dtype) for result in results})
+    measured = [result for result in results if PEAK in result.seconds and not result.case.level]
+    kinds = sorted({(result.case.threads, result.case.dtype) for result in measured})
     for threads, dtype in kinds:
         rates = [
             result.rate(PEAK)
-            for result in results
+            for result in measured
             if (result.case.threads, result.case.dtype) == (threads, dtype)
         ]
         yield (
             f"peak, {dtype}, {threads} thread(s): {np.median(rates):.1f} GFLOP/s "
-            f"(a large matrix product by NumPy's BLAS; median of {len(rates)} cases, "
+            f"(multiply-adds in registers; median of {len(rates)} cases, "
             f"{min(rates):.1f} to {max(rates):.1f})"
         )
 
 
-def summary(results: Sequence[Result]) -> str:
+def all_checks(results: Iterable[Result], memory: Sequence[Memory]) -> list[Check]:
+    """Return every number with a bound."""
+    return [*checks(results, rc.get_level()), *memory_checks(memory)]
+
+
+def summary(results: Sequence[Result], memory: Sequence[Memory]) -> str:
     """Return the targets, the other promises and the losing rows."""
-    parts = ["\n".join(peak_lines(results))]
-    rows = list(target_rows(results))
+    parts = ["\n".join(f"- {said}" for said in peak_lines(results))]
+    rows = list(target_rows(findings(results)))
     if rows:
         parts.append("## Targets\n\n" + table(TARGET_HEAD, rows))
-    checks = [*share_checks(results), *own_checks(results)]
-    if checks:
-        head = ("promise", "found", "needed", "")
-        parts.append("## Other promises\n\n" + table(head, [check.row for check in checks]))
+    found = all_checks(results, memory)
+    if found:
+        parts.append("## Other promises\n\n" + table(PROMISE_HEAD, promise_rows(found)))
+    missed = [check for check in found if not check.met]
+    if missed:
+        parts.append("## Missed among them\n\n" + table(CHECK_HEAD, check_rows(missed)))
     lost = losing_rows(results)
     shown = "Nowhere." if any(map(rivals, results)) else "No peer was timed."
     if lost:
@@ -384,16 +273,25 @@ def summary(results: Sequence[Result]) -> str:
 
 def markdown(machine: str, results: Sequence[Result], memory: Sequence[Memory]) -> str:
     """Return the whole page."""
-    parts = ["# rnncore beside its peers", f"```text\n{machine}\n```", summary(results)]
+    parts = ["# rnncore beside its peers", _block([machine]), summary(results, memory)]
     kinds = dict.fromkeys((result.case.suite, result.case.work) for result in results)
     for suite, work in kinds:
-        if suite in ("denormals", "sweep", "scaling"):
-            continue
-        mine = [r for r in results if (r.case.suite, r.case.work) == (suite, work)]
-        parts.append(_detail(suite, work, mine))
+        if suite in TABLED:
+            mine = [r for r in results if (r.case.suite, r.case.work) == (suite, work)]
+            parts.append(_detail(suite, work, mine))
+    alone = [line(result) for result in results if result.case.suite not in TABLED]
+    if alone:
+        parts.append("## Beside itself\n\n" + _block(alone))
     if memory:
-        parts.append("## Memory\n\n```text\n" + "\n".join(map(memory_line, memory)) + "\n```")
+        parts.append("## Memory\n\n" + _block(map(memory_line, memory)))
+    found = all_checks(results, memory)
+    if found:
+        parts.append("## Every number with a bound\n\n" + table(CHECK_HEAD, check_rows(found)))
     return "\n\n".join(parts) + "\n"
+
+
+def _block(lines: Iterable[str]) -> str:
+    return "```text\n" + "\n".join(lines) + "\n```"
 
 
 def _detail(suite: str, work: str, results: Sequence[Result]) -> str:
@@ -407,6 +305,40 @@ def _detail(suite: str, work: str, results: Sequence[Result]) -> str:
     if work == "inference":
         note += " PyTorch and JAX race `layer(x)`, the others `layer.freeze(B).run(x)`."
     return f"## {title.capitalize()}\n\n{note}\n\n{table(head, detail_rows(results))}"
+
+
+# ---- The README ----------------------------------------------------------------------------------
+
+
+def readme_section(
+    machine: str, results: Sequence[Result], memory: Sequence[Memory], picture: str | None
+) -> str:
+    """Return what the README says of a run: the command, the machine, and the tables in short."""
+    parts = [_block([machine, *peak_lines(results)])]
+    rows = list(target_rows(one for one in findings(results) if one.target.peer in PEERS))
+    if rows:
+        parts.append(table(TARGET_HEAD, rows))
+    compared = [result.ratio(p, OPPONENTS[p]) for result in results for p in rivals(result)]
+    lost = losing_rows(results)
+    if compared:
+        text = f"A peer is faster in {len(lost)} of {len(compared)} comparisons"
+        some = "; ".join(f"{ratio}, {peer}, {label}" for ratio, peer, label in lost[:README_LINES])
+        parts.append(f"{text}: {some}." if lost else f"{text}.")
+    found = all_checks(results, memory)
+    if found:
+        parts.append(table(PROMISE_HEAD, promise_rows(found)))
+    if picture:
+        parts.append(f"![peer time / rnncore time, shape by shape]({picture})")
+    return "\n\n".join(parts)
+
+
+def between_markers(text: str, section: str) -> str:
+    """Return a page with the section in the place of what stands between its markers."""
+    begin, end = MARKERS
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"expected one {begin.strip()} and, below it, one {end.strip()}")
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n{section}\n\n{end}{rest.split(end)[1]}"
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -431,7 +363,8 @@ def draw(path: Path, results: Sequence[Result]) -> str:
         return "no picture: matplotlib is not installed"
     found = [
         (target, threads, ratios(results, target, threads))
-        for target in TARGETS
+        for target in targets()
+        if target.peer in PEERS
         for threads in thread_counts(results)
     ]
     found = [entry for entry in found if entry[2]]
@@ -452,6 +385,9 @@ def draw(path: Path, results: Sequence[Result]) -> str:
     figure.suptitle("peer time / rnncore time (above 1: rnncore is faster)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    # It is kept in the repository: few colours make a fifth of the bytes.
+    image = importlib.import_module("PIL.Image").open(path).convert("RGB")
+    image.quantize(COLOURS).save(path, optimize=True)
     return f"drew {path}"
 
 

@@ -13,7 +13,8 @@
 //!
 //! Modules import downwards only: `error` and `simd` know nobody; then `memory`, `math`, `shape` and
 //! `parallel`; then `gemm` and `cell`, which do not know each other; then `layer`; then the Python
-//! seam, which computes nothing.
+//! seam, which computes nothing. [`peak`], beside them, measures the ceiling that all of it is held
+//! against.
 
 pub mod cell;
 pub mod error;
@@ -22,6 +23,7 @@ pub mod layer;
 pub mod math;
 pub mod memory;
 pub mod parallel;
+pub mod peak;
 pub mod shape;
 pub mod simd;
 

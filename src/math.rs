@@ -36,7 +36,7 @@
 //! A NaN gives a NaN. Results at 0 and the infinities are exact, no result is beyond 1, `tanh` is odd
 //! bit for bit, and the f32 functions never decrease from one argument to the next.
 
-use crate::simd::{Element, Simd, Vector};
+use crate::simd::{Broadcast, Element, Lanewise};
 use std::f64::consts::{LN_2, LOG2_E};
 
 /// Coefficients of `q`, from the constant term up: `q(r) = q0 - q1 r + q2 r^2 - ...` on
@@ -95,7 +95,7 @@ fn choose<E: Element, T>(f32: T, f64: T) -> T {
 
 /// `x` in every lane.
 #[inline(always)]
-fn constant<E: Element, S: Simd<E>>(s: S, x: f64) -> S::V {
+fn constant<E: Element, S: Broadcast<E>>(s: S, x: f64) -> S::V {
     s.splat(E::from_f64(x))
 }
 
@@ -104,7 +104,12 @@ fn constant<E: Element, S: Simd<E>>(s: S, x: f64) -> S::V {
 /// In a sum with `1.5 * 2^MANTISSA_BITS` there is no room for a fraction, so it is rounded to an
 /// integer; with the exponent's bias and `shift` added too, its low bits are an exponent.
 #[inline(always)]
-fn round_to_power<E: Element, S: Simd<E>>(s: S, y: S::V, scale: f64, shift: f64) -> (S::V, S::V) {
+fn round_to_power<E: Element, S: Broadcast<E>>(
+    s: S,
+    y: S::V,
+    scale: f64,
+    shift: f64,
+) -> (S::V, S::V) {
     let bias = choose::<E, _>(127.0, 1023.0);
     let magic = constant(s, (3_u64 << (E::MANTISSA_BITS - 1)) as f64 + bias + shift);
     let sum = y.mul_add(constant(s, scale), magic);
@@ -114,7 +119,7 @@ fn round_to_power<E: Element, S: Simd<E>>(s: S, y: S::V, scale: f64, shift: f64)
 /// `lead - r^2 q(r)`, which is `g` where `lead` is `r`. After Estrin: neighbouring terms pair up, for
 /// a short chain of dependent operations.
 #[inline(always)]
-fn one_minus_exp<E: Element, S: Simd<E>>(s: S, r: S::V, lead: S::V, fit: &Fit) -> S::V {
+fn one_minus_exp<E: Element, S: Broadcast<E>>(s: S, r: S::V, lead: S::V, fit: &Fit) -> S::V {
     let c = |x| constant(s, x);
     let r2 = r * r;
     let q = if E::MANTISSA_BITS == 23 {
@@ -147,7 +152,7 @@ fn one_minus_exp<E: Element, S: Simd<E>>(s: S, r: S::V, lead: S::V, fit: &Fit) -
 /// * `ln 2` is subtracted in two parts. The first has so few bits that its product with `n` is exact
 ///   also on a level that rounds a product before it adds.
 #[inline(always)]
-pub fn sigmoid<E: Element, S: Simd<E>>(s: S, x: S::V) -> S::V {
+pub fn sigmoid<E: Element, S: Broadcast<E>>(s: S, x: S::V) -> S::V {
     let c = |x| constant(s, x);
     let (lowest, highest) = choose::<E, _>((-88.0, 40.0), (-709.0, 40.0));
     let (ln_2, ln_2_rest) = choose::<E, _>(
@@ -169,7 +174,7 @@ pub fn sigmoid<E: Element, S: Simd<E>>(s: S, x: S::V) -> S::V {
 /// * All of `y`, `r`, `g` and `t` are halved; the quotient does not notice.
 /// * `ln 2` is subtracted in one part: its error grows with `n`, but `tanh` flattens sooner.
 #[inline(always)]
-pub fn tanh<E: Element, S: Simd<E>>(s: S, x: S::V) -> S::V {
+pub fn tanh<E: Element, S: Broadcast<E>>(s: S, x: S::V) -> S::V {
     let c = |x| constant(s, x);
     let y = x.abs().min(c(20.0));
     let (n, t) = round_to_power(s, y, 2.0 * LOG2_E, -1.0);
@@ -181,19 +186,19 @@ pub fn tanh<E: Element, S: Simd<E>>(s: S, x: S::V) -> S::V {
 /// The rectifier: `x`, or 0 where `x` is negative. Its derivative needs no function: the gradient
 /// passes where the output is positive, `dy.select_positive(y)`.
 #[inline(always)]
-pub fn relu<E: Element, S: Simd<E>>(_: S, x: S::V) -> S::V {
+pub fn relu<E: Element, S: Broadcast<E>>(_: S, x: S::V) -> S::V {
     x.positive_or_zero()
 }
 
 /// The derivative of the sigmoid whose output is `y`: `y (1 - y)`.
 #[inline(always)]
-pub fn d_sigmoid<E: Element, S: Simd<E>>(s: S, y: S::V) -> S::V {
+pub fn d_sigmoid<E: Element, S: Broadcast<E>>(s: S, y: S::V) -> S::V {
     y * (s.splat(E::ONE) - y)
 }
 
 /// The derivative of the hyperbolic tangent whose output is `y`: `1 - y^2`.
 #[inline(always)]
-pub fn d_tanh<E: Element, S: Simd<E>>(s: S, y: S::V) -> S::V {
+pub fn d_tanh<E: Element, S: Broadcast<E>>(s: S, y: S::V) -> S::V {
     y.neg_mul_add(y, s.splat(E::ONE))
 }
 
@@ -203,7 +208,7 @@ pub fn d_tanh<E: Element, S: Simd<E>>(s: S, y: S::V) -> S::V {
 /// A value that shrinks at every step ends among the subnormal numbers, where an operation may take a
 /// hundred cycles; this ends it earlier.
 #[inline(always)]
-pub fn flush<E: Element, S: Simd<E>>(s: S, v: S::V) -> S::V {
+pub fn flush<E: Element, S: Broadcast<E>>(s: S, v: S::V) -> S::V {
     v.keep_if_at_least(v.abs(), s.splat(flush_threshold()))
 }
 

@@ -151,6 +151,41 @@ impl<E> Drop for Buffer<E> {
     }
 }
 
+impl<E: PartialEq> PartialEq for Buffer<E> {
+    fn eq(&self, other: &Self) -> bool {
+        self[..] == other[..]
+    }
+}
+
+/// A sequence of the caller's, or one of the crate's own.
+pub enum Values<'a, E> {
+    /// The caller's.
+    Borrowed(&'a [E]),
+    /// The crate's own.
+    Owned(Buffer<E>),
+}
+
+impl<E: Element> Values<'_, E> {
+    /// The values as a buffer, copied if they are the caller's.
+    pub fn into_owned(self, what: &str) -> Result<Buffer<E>> {
+        match self {
+            Self::Borrowed(values) => Buffer::copied(values, what),
+            Self::Owned(values) => Ok(values),
+        }
+    }
+}
+
+impl<E> Deref for Values<'_, E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        match self {
+            Self::Borrowed(values) => values,
+            Self::Owned(values) => values,
+        }
+    }
+}
+
 impl<E> fmt::Debug for Buffer<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Buffer of {}", self.len)
@@ -170,7 +205,7 @@ fn fresh_lines(count: usize) -> Option<Vec<Line>> {
 }
 
 /// The most that is kept between calls.
-const SHELF_LINES: usize = (64 << 20) / LINE;
+const SHELF_LINES: usize = (128 << 20) / LINE;
 
 /// Memory that was dropped, oldest first.
 #[derive(Default)]

@@ -24,6 +24,13 @@ use crate::error::{Error, Result};
 const SPINS: u32 = 5_000;
 /// Yields before it parks.
 const YIELDS: u32 = 50;
+/// Pauses before a worker that waits for its neighbours yields: about 5 us, which is much more than one
+/// even half of a step is late, and little where both have landed on one core.
+const MEETING_SPINS: u32 = 250;
+/// Yields before it sleeps: where nobody wants its core, some 500 us.
+const MEETING_YIELDS: u32 = 2_000;
+/// How long a worker sleeps that waits for one whose core was taken.
+const NAP: Duration = Duration::from_micros(50);
 /// How often a parked caller looks whether it should stop.
 const PATIENCE: Duration = Duration::from_millis(10);
 /// Multiply-adds between two looks at the watch: well under a millisecond of work.
@@ -153,6 +160,11 @@ impl<'w> Team<'w> {
     /// How many threads work together.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// How many cores they can run on side by side.
+    pub fn cores(&self) -> usize {
+        self.pool.map_or(1, |pool| pool.cores)
     }
 
     /// What tells this call to stop.
@@ -326,10 +338,86 @@ impl Pool {
     }
 }
 
+/// Where workers that share every step of a recursion meet after each.
+///
+/// Steps are short, so they wait by spinning; a worker whose neighbour has lost its core yields its own,
+/// then sleeps in turns.
+pub struct Barrier {
+    parties: usize,
+    arrived: AtomicUsize,
+    /// How often all have met.
+    meetings: AtomicUsize,
+    /// Somebody will not come any more.
+    left: AtomicBool,
+}
+
+impl Barrier {
+    /// For so many workers, each of which must be on a thread of its own.
+    pub const fn new(parties: usize) -> Self {
+        Self {
+            parties,
+            arrived: AtomicUsize::new(0),
+            meetings: AtomicUsize::new(0),
+            left: AtomicBool::new(false),
+        }
+    }
+
+    /// How many workers meet.
+    pub fn parties(&self) -> usize {
+        self.parties
+    }
+
+    /// Returns once all workers are here. What each did before, all see after.
+    ///
+    /// # Errors
+    /// When a worker has left and so will not come.
+    #[inline(always)]
+    pub fn meet(&self) -> Result<()> {
+        if self.parties == 1 {
+            return Ok(());
+        }
+        self.meet_others()
+    }
+
+    fn meet_others(&self) -> Result<()> {
+        let before = self.meetings.load(Ordering::Acquire);
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.parties {
+            self.arrived.store(0, Ordering::Relaxed);
+            self.meetings
+                .store(before.wrapping_add(1), Ordering::Release);
+            return Ok(());
+        }
+        let mut wait = Wait {
+            turns: 0,
+            spins: MEETING_SPINS,
+            yields: MEETING_YIELDS,
+        };
+        loop {
+            if self.meetings.load(Ordering::Acquire) != before {
+                return Ok(());
+            }
+            // Who comes last may leave at once: look again whether all have met.
+            if self.left.load(Ordering::Acquire) && self.meetings.load(Ordering::Acquire) == before
+            {
+                return Err(Error::Interrupted);
+            }
+            if !wait.pause() {
+                thread::park_timeout(NAP);
+            }
+        }
+    }
+
+    /// Says that the caller will not come again.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
+}
+
 /// Spins, then yields; then it is time to park.
 struct Wait {
     turns: u32,
     spins: u32,
+    yields: u32,
 }
 
 impl Wait {
@@ -337,6 +425,7 @@ impl Wait {
         Self {
             turns: 0,
             spins: if eager { SPINS } else { 0 },
+            yields: YIELDS,
         }
     }
 
@@ -345,7 +434,7 @@ impl Wait {
         self.turns = self.turns.saturating_add(1);
         if self.turns <= self.spins {
             std::hint::spin_loop();
-        } else if self.turns <= self.spins + YIELDS {
+        } else if self.turns <= self.spins + self.yields {
             thread::yield_now();
         } else {
             return false;

@@ -230,7 +230,13 @@ ONLY_IN = {
     r"\bpyo3::|\bnumpy::": ("src/python/",),
     r"\b(?:std|core)::arch\b": ("src/simd/",),
     r"\bthread::(?:spawn|scope|Builder)\b": ("src/parallel.rs",),
-    r"\bcrate::(?:gemm|layer|parallel)\b": ("src/gemm/", "src/layer/", "src/python/", "src/lib.rs"),
+    r"\bcrate::(?:gemm|layer|parallel)\b": (
+        "src/gemm/",
+        "src/layer/",
+        "src/peak.rs",
+        "src/python/",
+        "src/lib.rs",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{Backward, Cell, Forward, Saved, Slots, State, Update};
 use crate::math::{d_sigmoid, d_tanh, flush, sigmoid, tanh};
-use crate::simd::{Element, Simd, Vector};
+use crate::simd::{Broadcast, Element, Lanewise};
 
 /// Names and slots, in the order of the weights' row blocks.
 const GATES: &[(&str, usize)] = &[("r", 1), ("z", 2), ("n", 0)];
@@ -35,7 +35,7 @@ impl Cell for GruAfter {
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(
+    fn forward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,
@@ -53,7 +53,7 @@ impl Cell for GruAfter {
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(
+    fn backward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         saved: Saved<S::V>,
@@ -97,7 +97,7 @@ impl Cell for GruBefore {
     }
 
     #[inline(always)]
-    fn reset<E: Element, S: Simd<E>>(
+    fn reset<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,
@@ -109,7 +109,7 @@ impl Cell for GruBefore {
     }
 
     #[inline(always)]
-    fn reset_operand<E: Element, S: Simd<E>>(
+    fn reset_operand<E: Element, S: Broadcast<E>>(
         self,
         _s: S,
         saved: Slots<S::V>,
@@ -119,7 +119,7 @@ impl Cell for GruBefore {
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(
+    fn forward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,
@@ -135,7 +135,7 @@ impl Cell for GruBefore {
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(
+    fn backward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         saved: Saved<S::V>,
@@ -160,7 +160,7 @@ impl Cell for GruBefore {
     }
 
     #[inline(always)]
-    fn reset_backward<E: Element, S: Simd<E>>(
+    fn reset_backward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{Backward, Cell, Forward, Saved, Slots, State};
 use crate::math::{d_sigmoid, d_tanh, flush, sigmoid, tanh};
-use crate::simd::{Element, Simd, Vector};
+use crate::simd::{Broadcast, Element, Lanewise};
 
 /// Slots: i f g o. c is not saved: backward has c' and the gates, and c is one multiply-add away.
 #[derive(Clone, Copy, Debug)]
@@ -13,7 +13,11 @@ pub struct Lstm;
 
 impl Lstm {
     #[inline(always)]
-    fn cell<E: Element, S: Simd<E>>(s: S, [i, f, g, _]: Slots<S::V>, before: State<S::V>) -> S::V {
+    fn cell<E: Element, S: Broadcast<E>>(
+        s: S,
+        [i, f, g, _]: Slots<S::V>,
+        before: State<S::V>,
+    ) -> S::V {
         flush(s, f.mul_add(before.c, i * g))
     }
 }
@@ -30,7 +34,7 @@ impl Cell for Lstm {
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(
+    fn forward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,
@@ -50,7 +54,7 @@ impl Cell for Lstm {
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(
+    fn backward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         saved: Saved<S::V>,

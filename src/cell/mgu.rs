@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Backward, Cell, Forward, Saved, Slots, State, Update};
 use crate::math::{d_sigmoid, d_tanh, flush, sigmoid, tanh};
-use crate::simd::{Element, Simd, Vector};
+use crate::simd::{Broadcast, Element, Lanewise};
 
 /// Names and slots, in the order of the weights' row blocks.
 const GATES: &[(&str, usize)] = &[("f", 1), ("n", 0)];
@@ -32,7 +32,7 @@ impl Cell for MguAfter {
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(
+    fn forward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,
@@ -49,7 +49,7 @@ impl Cell for MguAfter {
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(
+    fn backward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         saved: Saved<S::V>,
@@ -93,7 +93,7 @@ impl Cell for MguBefore {
     }
 
     #[inline(always)]
-    fn reset<E: Element, S: Simd<E>>(
+    fn reset<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,
@@ -104,7 +104,7 @@ impl Cell for MguBefore {
     }
 
     #[inline(always)]
-    fn reset_operand<E: Element, S: Simd<E>>(
+    fn reset_operand<E: Element, S: Broadcast<E>>(
         self,
         _s: S,
         saved: Slots<S::V>,
@@ -114,7 +114,7 @@ impl Cell for MguBefore {
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(
+    fn forward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,
@@ -130,7 +130,7 @@ impl Cell for MguBefore {
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(
+    fn backward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         saved: Saved<S::V>,
@@ -154,7 +154,7 @@ impl Cell for MguBefore {
     }
 
     #[inline(always)]
-    fn reset_backward<E: Element, S: Simd<E>>(
+    fn reset_backward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,

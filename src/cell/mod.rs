@@ -34,7 +34,7 @@ pub use lstm::Lstm;
 pub use mgu::{MguAfter, MguBefore};
 pub use rnn::Rnn;
 
-use crate::simd::{Element, Simd};
+use crate::simd::{Broadcast, Element};
 
 /// The most slots a cell has.
 pub const MAX_SLOTS: usize = 4;
@@ -102,7 +102,7 @@ pub trait Cell: Copy + Send + Sync + 'static {
     fn gate(slot: usize) -> usize;
 
     /// One step.
-    fn forward<E: Element, S: Simd<E>>(
+    fn forward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,
@@ -110,7 +110,7 @@ pub trait Cell: Copy + Send + Sync + 'static {
     ) -> Forward<S::V>;
 
     /// One step back: `after` is the gradient of the state after the step.
-    fn backward<E: Element, S: Simd<E>>(
+    fn backward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         saved: Saved<S::V>,
@@ -119,7 +119,7 @@ pub trait Cell: Copy + Send + Sync + 'static {
 
     /// Between the stages: the slots with their gates activated, and r*h', the operand of the second
     /// product; `operand` is h' as the first product saw it (dropout included).
-    fn reset<E: Element, S: Simd<E>>(
+    fn reset<E: Element, S: Broadcast<E>>(
         self,
         _s: S,
         pre: Slots<S::V>,
@@ -129,7 +129,7 @@ pub trait Cell: Copy + Send + Sync + 'static {
     }
 
     /// r*h' again, from what was saved.
-    fn reset_operand<E: Element, S: Simd<E>>(
+    fn reset_operand<E: Element, S: Broadcast<E>>(
         self,
         _s: S,
         _saved: Slots<S::V>,
@@ -140,7 +140,7 @@ pub trait Cell: Copy + Send + Sync + 'static {
 
     /// Back between the stages: takes the gradient `product` of r*h', completes the gates' slots of
     /// `pre`, and gives the gradient of the operand.
-    fn reset_backward<E: Element, S: Simd<E>>(
+    fn reset_backward<E: Element, S: Broadcast<E>>(
         self,
         _s: S,
         pre: Slots<S::V>,
@@ -235,8 +235,8 @@ pub enum Update {
 impl Update {
     /// The state after the step.
     #[inline(always)]
-    fn mix<E: Element, S: Simd<E>>(self, _s: S, z: S::V, before: S::V, n: S::V) -> S::V {
-        use crate::simd::Vector;
+    fn mix<E: Element, S: Broadcast<E>>(self, _s: S, z: S::V, before: S::V, n: S::V) -> S::V {
+        use crate::simd::Lanewise;
         let (from, to) = match self {
             Self::Keep => (n, before),
             Self::Write => (before, n),
@@ -246,7 +246,7 @@ impl Update {
 
     /// From dh: the gradients of z, of h' and of n.
     #[inline(always)]
-    fn mix_backward<E: Element, S: Simd<E>>(
+    fn mix_backward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         z: S::V,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Backward, Cell, Forward, Saved, Slots, State};
 use crate::math::{d_tanh, flush, relu, tanh};
-use crate::simd::{Element, Simd, Vector};
+use crate::simd::{Broadcast, Element, Lanewise};
 
 /// Slot: a. Backward reads h, the output, alone.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ impl Cell for Rnn {
     }
 
     #[inline(always)]
-    fn forward<E: Element, S: Simd<E>>(
+    fn forward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         pre: Slots<S::V>,
@@ -47,7 +47,7 @@ impl Cell for Rnn {
     }
 
     #[inline(always)]
-    fn backward<E: Element, S: Simd<E>>(
+    fn backward<E: Element, S: Broadcast<E>>(
         self,
         s: S,
         saved: Saved<S::V>,

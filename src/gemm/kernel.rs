@@ -1,23 +1,26 @@
 //! The micro-kernel: a small product whose sums live in registers.
 //!
 //! ```text
-//! for k in 0..depth                      never split over threads: one order of summation
+//! for term in terms                      W x, then U h'; or the gates of dpre U
+//!   for k in 0..depth                    never split over threads: one order of summation
 //!     for p in 0..P                      vectors of the panel row: units and gates side by side
-//!         for r in 0..R                  rows of the tile
-//!             sum[r][p] += a[r][k] * panel[k][p]
+//!       for r in 0..R                    rows of the tile
+//!         sum[r][p] += a[r][k] * panel[k][p]
 //! ```
 //!
-//! Sums begin from memory and return to it. Saving and reloading a sum is exact, so a product may be
-//! cut anywhere along k (blocks that fit a cache; first `W x`, later `U h'`) and give the same bits; and
-//! a row's sums never depend on which rows share its tile, so the batch may be cut anywhere too.
+//! Saving and reloading a sum is exact, so a product may be cut anywhere along k (blocks that fit a
+//! cache; first `W x`, later `U h'`) and give the same bits; and a row's sums never depend on which rows
+//! share its tile, so the batch may be cut anywhere too.
 //!
 //! Which loop is inside decides the registers: with P >= R the R broadcasts are loaded first and the
 //! panel is streamed, one vector at a time, through R multiply-adds (R*P + R + 1 registers); with
 //! P < R the other way round (R*P + P + 1). That is what [`max_rows`] counts.
+//!
+//! A single row has too few sums for that: see [`crate::gemm::row`].
 
 #![allow(unsafe_code)]
 
-use crate::simd::{Element, Kernel, Simd, Vector};
+use crate::simd::{Element, Kernel, Lanewise, Simd, Vector};
 
 /// The most vectors a panel row may have.
 pub const MAX_VECTORS: usize = 4;
@@ -37,16 +40,6 @@ pub const fn max_rows(registers: usize, vectors: usize) -> usize {
     }
 }
 
-/// How many panels a single row takes at once, so that there are enough independent sums to hide the
-/// latency of a multiply-add (8 to 12).
-pub const fn panels_at_once(vectors: usize) -> usize {
-    match vectors {
-        4 => 2,
-        3 => 3,
-        _ => 4,
-    }
-}
-
 /// The left operand: element (r, k) is `values[r * row_stride + k * depth_stride]`.
 #[derive(Clone, Copy)]
 pub struct Rows<'a, E> {
@@ -58,41 +51,84 @@ pub struct Rows<'a, E> {
     pub depth_stride: isize,
 }
 
-/// `sums[r][p] += sum over k of a[r][k] * panel[k][p]`.
+/// Where the sums of a tile begin.
+#[derive(Clone, Copy)]
+pub enum Begin<'a, E> {
+    /// At zero.
+    Zero,
+    /// At what `sums` holds.
+    Sums,
+    /// At these rows of P * LANES values, so far apart; 0 when every row begins alike, at a bias.
+    Rows(&'a [E], usize),
+}
+
+/// How a term follows the one before it.
+#[derive(Clone, Copy)]
+pub enum Joint<'a, E> {
+    /// It adds to the same sums.
+    Add,
+    /// The first vector of every row is complete and leaves for `sums`; the others move up, and one
+    /// that begins at these LANES values follows them. What a GRU needs between `W x` and `U h'`.
+    Shift(&'a [E]),
+    /// A chain of sums of its own begins, from zero; the chains are added in order.
+    Chain,
+}
+
+/// One of the products that a tile adds up.
+#[derive(Clone, Copy)]
+pub struct Term<'a, E> {
+    /// How it follows the one before.
+    pub joint: Joint<'a, E>,
+    /// How many k.
+    pub depth: usize,
+    /// [R, depth]
+    pub a: Rows<'a, E>,
+    /// [depth, P * LANES], rows `panel_stride` apart. Walked backwards (negative stride) it begins at
+    /// its last row.
+    pub panel: &'a [E],
+    /// From a panel row to the next; P * LANES when packed.
+    pub panel_stride: isize,
+}
+
+/// `sums[r][p] = begin + sum over terms and k of a[r][k] * panel[k][p]`.
 pub struct Product<'a, E> {
     /// R, at most [`max_rows`].
     pub rows: usize,
     /// P, at most [`MAX_VECTORS`].
     pub vectors: usize,
-    /// How many k.
-    pub depth: usize,
-    /// [R, depth]
-    pub a: Rows<'a, E>,
-    /// [depth, P * LANES], rows `panel_stride` apart.
-    pub panel: &'a [E],
-    /// From a panel row to the next; P * LANES when packed.
-    pub panel_stride: isize,
-    /// [R, P * LANES], rows `sums_stride` apart.
+    /// Where the sums begin.
+    pub begin: Begin<'a, E>,
+    /// In this order.
+    pub terms: &'a [Term<'a, E>],
+    /// [R, P * LANES], and another LANES for every shift; rows `sums_stride` apart.
     pub sums: &'a mut [E],
     /// From a row of sums to the next.
     pub sums_stride: usize,
-    /// Begin from zero and overwrite, instead of adding to what is there.
-    pub fresh: bool,
 }
 
 impl<E: Element> Product<'_, E> {
-    /// Holds every index that the kernel will form against its slice. A slice walked backwards
-    /// (negative stride) begins at its last element. Sums saturate: no stride wraps around to an index
-    /// that is there.
+    /// Holds every index that the kernel will form against its slice. Sums saturate: no stride wraps
+    /// around to an index that is there.
     fn check<S: Simd<E>>(&self) {
-        let (p, n) = (self.vectors.saturating_mul(S::LANES), self.depth);
         assert!(self.rows >= 1 && self.vectors >= 1);
-        let last = self.rows - 1;
-        assert!(last.saturating_mul(self.sums_stride).saturating_add(p) <= self.sums.len());
-        if n > 0 {
-            let row = last.saturating_mul(self.a.row_stride);
-            assert!(reach(self.a.depth_stride, n).saturating_add(row) < self.a.values.len());
-            assert!(reach(self.panel_stride, n).saturating_add(p) <= self.panel.len());
+        let (p, last) = (self.vectors.saturating_mul(S::LANES), self.rows - 1);
+        let holds = |stride: usize, len: usize| last.saturating_mul(stride).saturating_add(len);
+        let mut width = p;
+        for term in self.terms {
+            if let Joint::Shift(enters) = term.joint {
+                assert!(enters.len() >= S::LANES && self.vectors < MAX_VECTORS);
+                width += S::LANES;
+            }
+            if term.depth > 0 {
+                let row = last.saturating_mul(term.a.row_stride);
+                let (a, panel) = (term.a, term.panel);
+                assert!(reach(a.depth_stride, term.depth).saturating_add(row) < a.values.len());
+                assert!(reach(term.panel_stride, term.depth).saturating_add(p) <= panel.len());
+            }
+        }
+        assert!(holds(self.sums_stride, width) <= self.sums.len());
+        if let Begin::Rows(values, stride) = self.begin {
+            assert!(holds(stride, p) <= values.len());
         }
     }
 }
@@ -138,68 +174,182 @@ impl<E: Element, const R: usize, const P: usize> Kernel<E> for Tile<'_, E, R, P>
     #[inline(always)]
     fn run<S: Simd<E>>(self, s: S) {
         let Product {
-            depth,
-            a,
-            panel,
-            panel_stride,
+            begin,
+            terms,
             sums,
             sums_stride,
-            fresh,
             ..
         } = self.0;
-        let mut sum = [[s.splat(E::ZERO); P]; R];
-        // SAFETY: `Product::check` held the last row of `sums` against its length.
-        unsafe {
-            if !fresh {
-                for r in 0..R {
-                    for p in 0..P {
-                        sum[r][p] = s.load_raw(sums.as_ptr().add(r * sums_stride + p * S::LANES));
-                    }
-                }
+        let zero = [[s.splat(E::ZERO); P]; R];
+        let mut to = sums.as_mut_ptr();
+        // SAFETY: `Product::check` held the last row of `begin`, or of `sums`, against its length.
+        let mut sum = unsafe {
+            match begin {
+                Begin::Zero => zero,
+                Begin::Sums => load(s, to, sums_stride),
+                Begin::Rows(values, stride) => load(s, values.as_ptr(), stride),
             }
-        }
-        // A stride may be negative: then the first element is the last of the slice.
-        let mut left = start(a.values, a.depth_stride, depth);
-        let mut right = start(panel, panel_stride, depth);
-        for _ in 0..depth {
-            // SAFETY: `Product::check` held the furthest k of both operands against their slices.
+        };
+        let mut chained = false;
+        for term in terms {
+            // SAFETY: `Product::check` counted every shift into the width of `sums`, and held the
+            // furthest k of both operands of every term against their slices.
             unsafe {
-                if P >= R {
-                    let mut rows = [s.splat(E::ZERO); R];
-                    for r in 0..R {
-                        rows[r] = s.splat(*left.add(r * a.row_stride));
-                    }
-                    for p in 0..P {
-                        let weight = s.load_raw(right.add(p * S::LANES));
+                match term.joint {
+                    Joint::Add => {}
+                    // A cell that shifts has three slots at most.
+                    Joint::Shift(enters) if P < MAX_VECTORS => {
+                        let enters = s.load_raw(enters.as_ptr());
                         for r in 0..R {
-                            sum[r][p] = rows[r].mul_add(weight, sum[r][p]);
+                            sum[r][0].store_raw(to.add(r * sums_stride));
+                            for p in 1..P {
+                                sum[r][p - 1] = sum[r][p];
+                            }
+                            sum[r][P - 1] = enters;
                         }
+                        to = to.add(S::LANES);
                     }
-                } else {
-                    let mut weights = [s.splat(E::ZERO); P];
-                    for p in 0..P {
-                        weights[p] = s.load_raw(right.add(p * S::LANES));
-                    }
-                    for r in 0..R {
-                        let row = s.splat(*left.add(r * a.row_stride));
-                        for p in 0..P {
-                            sum[r][p] = row.mul_add(weights[p], sum[r][p]);
-                        }
+                    Joint::Shift(_) => unreachable!("`Product::check` refused it"),
+                    Joint::Chain => {
+                        leave(s, sum, to, sums_stride, chained);
+                        chained = true;
+                        sum = zero;
                     }
                 }
+                sum = add_term(s, sum, term);
             }
-            left = left.wrapping_offset(a.depth_stride);
-            right = right.wrapping_offset(panel_stride);
         }
         // SAFETY: as for the loads.
-        unsafe {
+        unsafe { leave(s, sum, to, sums_stride, chained) }
+    }
+}
+
+/// Rows of sums, `stride` apart.
+///
+/// # Safety
+/// * `from` is valid for reading P * LANES values in each of the R rows.
+#[inline(always)]
+unsafe fn load<E: Element, S: Simd<E>, const R: usize, const P: usize>(
+    s: S,
+    from: *const E,
+    stride: usize,
+) -> [[S::V; P]; R] {
+    let mut sum = [[s.splat(E::ZERO); P]; R];
+    for r in 0..R {
+        for p in 0..P {
+            // SAFETY: the caller vouches for the row.
+            sum[r][p] = unsafe { s.load_raw(from.add(r * stride + p * S::LANES)) };
+        }
+    }
+    sum
+}
+
+/// The mirror of [`load`]; adds to what is there when the sums are a further chain.
+///
+/// # Safety
+/// * `to` is valid for reading and writing P * LANES values in each of the R rows.
+#[inline(always)]
+unsafe fn leave<E: Element, S: Simd<E>, const R: usize, const P: usize>(
+    s: S,
+    sum: [[S::V; P]; R],
+    to: *mut E,
+    stride: usize,
+    chained: bool,
+) {
+    // SAFETY: the caller vouches for the rows.
+    unsafe {
+        let mut sum = sum;
+        if chained {
+            let before: [[S::V; P]; R] = load(s, to, stride);
             for r in 0..R {
                 for p in 0..P {
-                    sum[r][p].store_raw(sums.as_mut_ptr().add(r * sums_stride + p * S::LANES));
+                    sum[r][p] = before[r][p] + sum[r][p];
+                }
+            }
+        }
+        for r in 0..R {
+            for p in 0..P {
+                sum[r][p].store_raw(to.add(r * stride + p * S::LANES));
+            }
+        }
+    }
+}
+
+/// `sum[r][p] + sum over k of a[r][k] * panel[k][p]`.
+///
+/// # Safety
+/// * `Product::check` held the furthest k of both operands against their slices.
+#[inline(always)]
+unsafe fn add_term<E: Element, S: Simd<E>, const R: usize, const P: usize>(
+    s: S,
+    mut sum: [[S::V; P]; R],
+    term: &Term<'_, E>,
+) -> [[S::V; P]; R] {
+    let (a, depth) = (term.a, term.depth);
+    // A stride may be negative: then the first element is the last of the slice.
+    let mut left = start(a.values, a.depth_stride, depth);
+    let mut right = start(term.panel, term.panel_stride, depth);
+    // Several k at a time: what counts, moves pointers and forms addresses is then little beside the
+    // multiply-adds.
+    for _ in 0..depth / UNROLLED {
+        for _ in 0..UNROLLED {
+            // SAFETY: both pointers are at a k that is there.
+            sum = unsafe { add_one(s, sum, (left, a.row_stride), right) };
+            left = left.wrapping_offset(a.depth_stride);
+            right = right.wrapping_offset(term.panel_stride);
+        }
+    }
+    for _ in 0..depth % UNROLLED {
+        // SAFETY: both pointers are at a k that is there.
+        sum = unsafe { add_one(s, sum, (left, a.row_stride), right) };
+        left = left.wrapping_offset(a.depth_stride);
+        right = right.wrapping_offset(term.panel_stride);
+    }
+    sum
+}
+
+/// How many k the product loop takes at a time.
+pub(super) const UNROLLED: usize = 4;
+
+/// `sum[r][p] + a[r] * panel[p]`.
+///
+/// # Safety
+/// * `left` is valid for reading a value in each of the R rows, `row_stride` apart.
+/// * `right` is valid for reading P * LANES values.
+#[inline(always)]
+unsafe fn add_one<E: Element, S: Simd<E>, const R: usize, const P: usize>(
+    s: S,
+    mut sum: [[S::V; P]; R],
+    (left, row_stride): (*const E, usize),
+    right: *const E,
+) -> [[S::V; P]; R] {
+    // SAFETY: the caller vouches for both.
+    unsafe {
+        if P >= R {
+            let mut rows = [s.splat(E::ZERO); R];
+            for r in 0..R {
+                rows[r] = s.splat(*left.add(r * row_stride));
+            }
+            for p in 0..P {
+                let weight = s.load_raw(right.add(p * S::LANES));
+                for r in 0..R {
+                    sum[r][p] = rows[r].mul_add(weight, sum[r][p]);
+                }
+            }
+        } else {
+            let mut weights = [s.splat(E::ZERO); P];
+            for p in 0..P {
+                weights[p] = s.load_raw(right.add(p * S::LANES));
+            }
+            for r in 0..R {
+                let row = s.splat(*left.add(r * row_stride));
+                for p in 0..P {
+                    sum[r][p] = row.mul_add(weights[p], sum[r][p]);
                 }
             }
         }
     }
+    sum
 }
 
 /// Where a walk of `n` steps begins: at the front, or far enough in to end there.
@@ -211,106 +361,4 @@ fn start<E>(values: &[E], stride: isize, n: usize) -> *const E {
         0
     };
     values.as_ptr().wrapping_add(skip)
-}
-
-/// One row, several products at once: `sums[q][p] += sum over k of a[q][k] * panels[q][k][p]`.
-///
-/// With one row a single panel has too few independent sums to fill the multiply-add units. Forward,
-/// the q are panels of other units (the row is the same: `a_stride` 0); backward they are the gates.
-pub struct RowProduct<'a, E> {
-    /// Q.
-    pub count: usize,
-    /// P, at most [`MAX_VECTORS`].
-    pub vectors: usize,
-    /// How many k.
-    pub depth: usize,
-    /// The row's values; those of q begin at `q * a_stride`.
-    pub a: &'a [E],
-    /// From the row of q to that of q + 1.
-    pub a_stride: usize,
-    /// [Q, depth, P * LANES], one q after the other `panels_stride` apart.
-    pub panels: &'a [E],
-    /// From the panel of q to that of q + 1.
-    pub panels_stride: usize,
-    /// [Q, P * LANES], `sums_stride` apart.
-    pub sums: &'a mut [E],
-    /// From the sums of q to those of q + 1.
-    pub sums_stride: usize,
-    /// Begin from zero and overwrite, instead of adding to what is there.
-    pub fresh: bool,
-}
-
-/// The products of one row.
-///
-/// # Panics
-/// When an index would leave its slice, or there are more than four products.
-#[inline(always)]
-pub fn multiply_row<E: Element, S: Simd<E>>(s: S, product: RowProduct<'_, E>) {
-    assert!(product.count >= 1);
-    let (width, last) = (product.vectors.saturating_mul(S::LANES), product.count - 1);
-    let panel = product.depth.saturating_mul(width);
-    let beyond = |stride: usize, len: usize| last.saturating_mul(stride).saturating_add(len);
-    assert!(beyond(product.sums_stride, width) <= product.sums.len());
-    assert!(beyond(product.a_stride, product.depth) <= product.a.len());
-    assert!(beyond(product.panels_stride, panel) <= product.panels.len());
-    macro_rules! rows {
-        ($($p:literal: $($q:literal)*;)*) => {
-            match (product.vectors, product.count) {
-                $($(($p, $q) => s.enter(RowTile::<E, $q, $p>(product)),)*)*
-                (vectors, count) => panic!("no row kernel of {count} x {vectors} vectors"),
-            }
-        };
-    }
-    rows! {
-        1: 1 2 3 4;
-        2: 1 2 3 4;
-        3: 1 2 3 4;
-        4: 1 2 3 4;
-    }
-}
-
-struct RowTile<'a, E, const Q: usize, const P: usize>(RowProduct<'a, E>);
-
-impl<E: Element, const Q: usize, const P: usize> Kernel<E> for RowTile<'_, E, Q, P> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd<E>>(self, s: S) {
-        let RowProduct {
-            depth,
-            a,
-            a_stride,
-            panels,
-            panels_stride,
-            sums,
-            sums_stride,
-            fresh,
-            ..
-        } = self.0;
-        let mut sum = [[s.splat(E::ZERO); P]; Q];
-        // SAFETY: `multiply_row` held the last index of each of the three slices against its length.
-        unsafe {
-            if !fresh {
-                for q in 0..Q {
-                    for p in 0..P {
-                        sum[q][p] = s.load_raw(sums.as_ptr().add(q * sums_stride + p * S::LANES));
-                    }
-                }
-            }
-            for k in 0..depth {
-                for q in 0..Q {
-                    let row = s.splat(*a.as_ptr().add(q * a_stride + k));
-                    for p in 0..P {
-                        let at = q * panels_stride + (k * P + p) * S::LANES;
-                        sum[q][p] = row.mul_add(s.load_raw(panels.as_ptr().add(at)), sum[q][p]);
-                    }
-                }
-            }
-            for q in 0..Q {
-                for p in 0..P {
-                    sum[q][p].store_raw(sums.as_mut_ptr().add(q * sums_stride + p * S::LANES));
-                }
-            }
-        }
-    }
 }

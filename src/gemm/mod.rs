@@ -2,4 +2,7 @@
 
 pub mod kernel;
 pub mod pack;
+pub mod relay;
+pub mod row;
+pub mod strips;
 pub mod view;

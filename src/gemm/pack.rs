@@ -20,6 +20,10 @@ pub struct Panels<E> {
     per_panel: usize,
     /// Vectors of all panels; the last panel may have fewer.
     total: usize,
+    /// Values in a full panel.
+    panel_len: usize,
+    /// How many panels are full.
+    whole: usize,
 }
 
 impl<E: Element> Panels<E> {
@@ -32,6 +36,8 @@ impl<E: Element> Panels<E> {
             lanes,
             per_panel,
             total,
+            panel_len: depth * per_panel * lanes,
+            whole: total / per_panel,
         })
     }
 
@@ -145,8 +151,9 @@ impl<E: Element> Panels<E> {
     }
 
     /// Values in a full panel.
+    #[inline(always)]
     pub fn panel_len(&self) -> usize {
-        self.depth * self.per_panel * self.lanes
+        self.panel_len
     }
 
     /// The length of k.
@@ -158,6 +165,28 @@ impl<E: Element> Panels<E> {
     #[inline(always)]
     pub fn vectors(&self, panel: usize) -> usize {
         self.per_panel.min(self.total - panel * self.per_panel)
+    }
+
+    /// Where `count` neighbouring panels with rows of `width` values begin. For so many panels, each
+    /// [`Self::panel_len`] after the one before, every row may be read.
+    ///
+    /// # Panics
+    /// When there are no such panels.
+    #[inline(always)]
+    pub(super) fn group(&self, panel: usize, count: usize, width: usize) -> *const E {
+        // Panels stand one after the other, and `new` made room for all vectors of every row.
+        if panel < self.whole && count <= self.whole - panel {
+            assert!(width == self.per_panel * self.lanes);
+        } else {
+            assert!(count == 1 && panel < self.count() && width == self.row_len(panel));
+        }
+        self.values[panel * self.panel_len..].as_ptr()
+    }
+
+    /// Values in a row of `panel`.
+    #[inline(always)]
+    pub fn row_len(&self, panel: usize) -> usize {
+        self.vectors(panel) * self.lanes
     }
 
     /// The values from the front of `panel` to the end of the last panel.

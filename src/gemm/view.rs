@@ -114,6 +114,24 @@ impl<'a, E: Element> Field<'a, E> {
         (left, right)
     }
 
+    /// Where this field's first column is in the first row of the table, how that is laid out, and how
+    /// many rows it holds: for [`Strips`](crate::gemm::strips::Strips), of so many rows and columns.
+    ///
+    /// # Panics
+    /// When they are not this field's own.
+    #[inline(always)]
+    pub(super) fn corner(
+        &mut self,
+        rows: &Range<usize>,
+        width: usize,
+    ) -> (*mut E, &Layout<'a>, usize) {
+        assert!(self.rows.start <= rows.start && rows.end <= self.rows.end);
+        assert!(width <= self.columns.len());
+        // SAFETY: a table has a row, or nobody goes there; its columns were held against its width.
+        let origin = self.base.wrapping_add(self.columns.start);
+        (origin, &self.layout, self.rows_held)
+    }
+
     /// Rows `rows` of step `t` as one slice, of a field that owns its whole rows.
     ///
     /// # Panics
@@ -198,13 +216,22 @@ impl<'a, E: Element> Table<'a, E> {
         }
     }
 
-    /// The same table, its columns counted from `origin`.
+    /// The same table, its columns counted from `column` of those now.
     ///
     /// # Panics
     /// When there is no such column.
-    pub fn from_column(self, origin: usize) -> Self {
-        assert!(origin <= self.layout.width);
+    pub fn from_column(self, column: usize) -> Self {
+        assert!(column <= self.layout.width - self.origin);
+        let origin = self.origin + column;
         Self { origin, ..self }
+    }
+
+    /// As [`Field::corner`].
+    #[inline(always)]
+    pub(super) fn corner(&self, width: usize) -> (*const E, &Layout<'a>, usize) {
+        assert!(width <= self.layout.width - self.origin);
+        let origin = self.values.as_ptr().wrapping_add(self.origin);
+        (origin, &self.layout, self.rows_held)
     }
 
     /// Rows `rows` of step `t`, `width` columns from `column` on, every slot.
@@ -254,6 +281,34 @@ pub struct Block<'a, E> {
 }
 
 impl<E: Element> Block<'_, E> {
+    /// A block of `rows` rows of `slots` runs of `width` values, by its strides.
+    ///
+    /// # Safety
+    /// * Every value of the block is valid for reading and writing while it lives, and nobody else's.
+    #[inline(always)]
+    pub(super) unsafe fn from_raw(
+        base: *mut E,
+        (row_stride, slot_stride): (usize, usize),
+        (rows, slots): (usize, usize),
+        width: usize,
+    ) -> Self {
+        Self {
+            base,
+            row_stride,
+            slot_stride,
+            rows,
+            slots,
+            width,
+            owner: PhantomData,
+        }
+    }
+
+    /// Values in a run.
+    #[inline(always)]
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// Where the values at `row`, `slot` and `column` of the block are, and how many there are.
     #[inline(always)]
     fn at(&self, row: usize, slot: usize, column: usize) -> (*mut E, usize) {

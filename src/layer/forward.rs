@@ -1,4 +1,4 @@
-//! Some rows of one direction, forward over a range of steps.
+//! Some rows and units of one direction, forward over a range of steps.
 //!
 //! ```text
 //! 1. for t in steps                       in order: each needs the last one's h
@@ -13,24 +13,31 @@
 //! Loop 2 is outside loop 3, so that a panel is read into the nearest cache once a step. A cell with its
 //! reset before the product goes through 2 and 3 twice, all units' gates first.
 //!
+//! A tile of several rows is one product that leaves its sums in a scratch; a single row takes several
+//! panels at once and hands its sums to the cell in registers. Both sum in the same order.
+//!
 //! With few rows `W x` is computed for a chunk of steps at once: a tile of many rows where a step has
 //! few. The sums go to memory and back in between, which is exact, so the bits are the same.
+//!
+//! Where several workers share the units of the same rows, they meet after each step: see
+//! [`crate::gemm::relay`].
 
 use std::ops::Range;
 
 use crate::cell::{Cell, Forward, MAX_SLOTS, Slots, Spec, State};
 use crate::error::Result;
-use crate::gemm::kernel::{
-    MAX_ROWS, Product, RowProduct, Rows, max_rows, multiply, multiply_row, panels_at_once,
-};
+use crate::gemm::kernel::{Begin, Joint, MAX_ROWS, Product, Rows, Term, max_rows, multiply};
 use crate::gemm::pack::Panels;
-use crate::gemm::view::Field;
+use crate::gemm::relay::RelayEnd;
+use crate::gemm::row::add_panels;
+use crate::gemm::strips::Strips;
+use crate::gemm::view::{Block, Field};
 use crate::layer::config::{CellKind, with_cell};
 use crate::layer::weights::{ForwardWeights, Lanes, blocks_per_panel};
 use crate::memory::{Buffer, product};
 use crate::parallel::Meter;
 use crate::shape::Schedule;
-use crate::simd::{Element, Kernel, Simd, Vector};
+use crate::simd::{Element, Group, Grouped, Kernel, Simd, Vector};
 
 /// Fewer rows than this take `W x` for a chunk of steps at once. A guess between 1 row (where it wins
 /// 20 %) and 16 (where it loses up to 20 %).
@@ -58,7 +65,17 @@ pub struct StepFields<'a, E> {
     pub slots: Option<Field<'a, E>>,
 }
 
-/// One worker's rows over a range of steps.
+/// Where the results of a share go: its own rows and units of every table.
+pub struct ForwardFields<'a, E> {
+    /// [B, H]
+    pub state: StateFields<'a, E>,
+    /// [N, H] h after each step, for whoever reads it.
+    pub y: Option<Field<'a, E>>,
+    /// What backward will read.
+    pub tape: Option<StepFields<'a, E>>,
+}
+
+/// One worker's rows and units over a range of steps.
 pub struct ForwardShare<'a, E> {
     /// The cell.
     pub cell: CellKind,
@@ -78,28 +95,26 @@ pub struct ForwardShare<'a, E> {
     pub reverse: bool,
     /// This worker's rows.
     pub rows: Range<usize>,
+    /// This worker's units; they begin at a panel.
+    pub units: Range<usize>,
     /// [N, I] packed input.
     pub input: &'a [E],
     /// [B, H] what multiplies h' inside the recurrent product.
     pub mask: Option<&'a [E]>,
-    /// [B, H]
-    pub state: StateFields<'a, E>,
-    /// [N, H] h after each step, for whoever reads it.
-    pub y: Option<Field<'a, E>>,
-    /// What backward will read.
-    pub tape: Option<StepFields<'a, E>>,
+    /// Where the results go.
+    pub fields: ForwardFields<'a, E>,
+    /// [rows, H] m*h' of this step, and of the next.
+    pub operand: RelayEnd<'a, E>,
+    /// [rows, H] r*m*h' of this step, of a cell with its reset before the product.
+    pub reset_operand: Option<RelayEnd<'a, E>>,
     /// Memory for this worker.
     pub space: &'a mut Workspace<E>,
     /// To be stopped.
     pub meter: Meter<'a>,
 }
 
-/// The memory that one share needs besides its results.
+/// The memory that one worker needs besides its results.
 pub struct Workspace<E> {
-    /// [2][rows, H] m*h' of this step, and of the next.
-    operand: [Buffer<E>; 2],
-    /// [rows, H] r*m*h' of this step.
-    reset_operand: Buffer<E>,
     /// [rows, panels, slots, lanes] the slots between the stages.
     pending: Buffer<E>,
     /// [tile rows, slots, lanes] sums.
@@ -111,23 +126,20 @@ pub struct Workspace<E> {
 }
 
 impl<E: Element> Workspace<E> {
-    /// For `rows` rows of a cell like `spec` with `hidden` units and `features` inputs, over `steps` steps.
+    /// For `rows` rows and `units` units of a cell like `spec` with `features` inputs, over `steps` steps.
     pub fn new(
         spec: &Spec,
         lanes: Lanes,
         rows: usize,
         steps: usize,
-        (hidden, features): (usize, usize),
+        (units, features): (usize, usize),
     ) -> Result<Self> {
         let what = "the workspace of a forward pass";
-        let units = hidden.next_multiple_of(lanes.lanes * blocks_per_panel(spec, lanes.registers));
-        let state = product(&[rows, hidden], what)?;
+        let units = units.next_multiple_of(lanes.lanes * blocks_per_panel(spec.slots));
         let slots = product(&[rows, units, MAX_SLOTS], what)?;
         let stages = usize::from(spec.has_reset_stage());
         let chunk = chunk_rows(spec, rows, steps, units);
         Ok(Self {
-            operand: [Buffer::stale(state, what)?, Buffer::stale(state, what)?],
-            reset_operand: Buffer::stale(stages * state, what)?,
             pending: Buffer::stale(stages * slots, what)?,
             sums: Buffer::stale(MAX_ROWS * MAX_SLOTS * lanes.lanes, what)?,
             chunk: Buffer::stale(product(&[chunk, units, spec.input], what)?, what)?,
@@ -145,83 +157,110 @@ fn chunk_rows(spec: &Spec, rows: usize, steps: usize, units: usize) -> usize {
     fitting.min(rows * steps).next_multiple_of(rows)
 }
 
-/// What is the same for every tile of a share.
+/// How a share's units lie in panels.
 #[derive(Clone, Copy)]
 struct Tiling {
-    /// Rows of a tile at most.
-    rows: usize,
-    /// Blocks of units in a full panel.
+    /// The panels of this share.
+    first: usize,
+    end: usize,
+    /// Blocks of units in a panel; the last panel of a layer may have fewer.
     blocks: usize,
-    /// Panels, and blocks of units in the last one.
-    panels: usize,
-    last_blocks: usize,
-    /// Panels that a single row takes at once.
-    at_once: usize,
+    /// Values of the bias of a panel.
+    bias_len: usize,
 }
 
 impl Tiling {
-    fn of(spec: &Spec, registers: usize, lanes: usize, hidden: usize) -> Self {
-        let blocks = blocks_per_panel(spec, registers);
-        let widest = spec.widest_product() * blocks;
-        let all = hidden.div_ceil(lanes);
-        let panels = all.div_ceil(blocks);
+    fn of<C: Cell, S: Simd<E>, E: Element>(units: &Range<usize>) -> Self {
+        let blocks = blocks_per_panel(C::SLOTS);
+        let per_panel = blocks * S::LANES;
+        assert!(units.start.is_multiple_of(per_panel));
         Self {
-            rows: max_rows(registers, widest),
+            first: units.start / per_panel,
+            end: units.end.div_ceil(per_panel),
             blocks,
-            panels,
-            last_blocks: all - (panels - 1) * blocks,
-            at_once: panels_at_once(widest),
+            bias_len: blocks * C::SLOTS * S::LANES,
         }
     }
+}
 
-    /// The panels that a tile beginning at `panel` takes: one, or for a single row several of one width.
-    #[inline(always)]
-    fn group(&self, panel: usize, rows: usize) -> (Range<usize>, usize) {
-        if panel + 1 == self.panels {
-            return (panel..self.panels, self.last_blocks);
+/// A block for each member of a group, one after the other in the code: as a loop, groups would live in
+/// memory.
+macro_rules! each {
+    ($n:ident < $count:ident $body:block) => {{
+        const { assert!(0 < $count && $count <= 2) };
+        {
+            let $n = 0;
+            $body
         }
-        let full = if self.last_blocks == self.blocks {
-            self.panels
-        } else {
-            self.panels - 1
-        };
-        let end = if rows == 1 {
-            (panel + self.at_once).min(full)
-        } else {
-            panel + 1
-        };
-        (panel..end, self.blocks)
-    }
+        if $count > 1 {
+            let $n = $count - 1;
+            $body
+        }
+    }};
+}
+pub(super) use each;
+
+/// Panels that a single row takes at once: 8 or more independent sums hide the latency of a
+/// multiply-add, and 16 registers hold no more than 12.
+const fn panels_at_once<C: Cell>() -> usize {
+    if C::SLOTS >= 4 && C::INPUT >= 4 { 2 } else { 4 }
 }
 
-/// One step of one share: which step, how many rows, and where its `W x` lies if it was computed ahead.
-#[derive(Clone, Copy)]
-struct Step {
-    t: usize,
-    rows: usize,
-    /// The step's first row in the chunk, and the rows of a chunk.
-    ahead: Option<(usize, usize)>,
-}
-
-/// A few rows of a few panels: one panel, or several for a single row.
-#[derive(Clone)]
-struct Tile {
-    rows: Range<usize>,
-    panels: Range<usize>,
-    /// Blocks of units in each of the panels.
-    blocks: usize,
-}
-
-impl<E: Element> Kernel<E> for ForwardShare<'_, E> {
+impl<E: Element> Kernel<E> for &mut ForwardShare<'_, E> {
     type Output = Result<()>;
 
     #[inline(always)]
-    fn run<S: Simd<E>>(mut self, s: S) -> Result<()> {
-        let tiling = Tiling::of(&self.spec, S::REGISTERS, S::LANES, self.hidden);
-        self.load_operand(s);
-        let units = self.hidden.next_multiple_of(S::LANES * tiling.blocks);
-        let capacity = chunk_rows(&self.spec, self.rows.len(), self.schedule.steps(), units);
-        let (begin, count, reverse) = (self.steps.start, self.steps.len(), self.reverse);
+    fn run<S: Simd<E>>(self, s: S) -> Result<()> {
+        with_cell!(self.cell, cell => s.enter(Walk { cell, share: self }))
+    }
+}
+
+/// A share on its way through the steps, with the cell as a type.
+struct Walk<'w, 'a, E, C> {
+    cell: C,
+    share: &'w mut ForwardShare<'a, E>,
+}
+
+impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) -> Result<()> {
+        let Self { cell, share } = self;
+        let (schedule, own, features) = (share.schedule, share.rows.clone(), share.features);
+        let tiling = Tiling::of::<C, S, E>(&share.units);
+        let units = share.units.len().next_multiple_of(S::LANES * tiling.blocks);
+        let capacity = chunk_rows(&share.spec, own.len(), schedule.steps(), units);
+        let mut ahead = Ahead {
+            weights: share.weights,
+            tiling,
+            schedule,
+            own: own.clone(),
+            features,
+            input: share.input,
+            chunk: &mut share.space.chunk,
+            chunk_input: &mut share.space.chunk_input,
+            meter: &share.meter,
+        };
+        let mut step = Step {
+            cell,
+            tiling,
+            weights: share.weights,
+            features,
+            hidden: share.hidden,
+            sums: &mut share.space.sums,
+            pending: &mut share.space.pending,
+            results: Results::new::<C>(
+                schedule,
+                &own,
+                &share.units,
+                &mut share.fields,
+                (share.mask, share.hidden),
+            ),
+            meter: &share.meter,
+        };
+        let (operand, reset_operand) = (&mut share.operand, &mut share.reset_operand);
+        let (begin, count, reverse) = (share.steps.start, share.steps.len(), share.reverse);
         let in_order = move |k: usize| {
             if reverse {
                 begin + count - 1 - k
@@ -231,20 +270,28 @@ impl<E: Element> Kernel<E> for ForwardShare<'_, E> {
         };
         let mut done = 0;
         while done < count {
-            let chunk = if capacity == 0 {
-                1
-            } else {
-                (capacity / self.rows.len()).min(count - done)
+            let chunk = match capacity {
+                0 => count,
+                _ => (capacity / own.len()).min(count - done),
             };
             let steps = (done..done + chunk).map(in_order);
+            let mut total = 0;
             if capacity > 0 {
-                self.input_ahead(s, tiling, steps.clone())?;
+                total = s.enter(FillChunk(&mut ahead, steps.clone()))?;
             }
-            let (mut first, total) = (0, steps.clone().map(|t| self.active(t)).sum());
+            let mut first = 0;
             for t in steps {
-                let rows = self.active(t);
-                let ahead = (capacity > 0).then_some((first, total));
-                self.step(s, tiling, Step { t, rows, ahead })?;
+                let rows = active(schedule, &own, t);
+                if rows > 0 {
+                    let input = if capacity > 0 {
+                        Input::Ahead(ahead.chunk, first, total)
+                    } else {
+                        let x = (schedule.rows(t).start + own.start) * features;
+                        Input::Rows(&share.input[x..x + rows * features])
+                    };
+                    step.results.strips.seek(t, rows);
+                    step.run(s, input, operand, reset_operand)?;
+                }
                 first += rows;
             }
             done += chunk;
@@ -253,397 +300,663 @@ impl<E: Element> Kernel<E> for ForwardShare<'_, E> {
     }
 }
 
-impl<E: Element> ForwardShare<'_, E> {
-    /// How many of this share's rows are there at step `t`.
-    fn active(&self, t: usize) -> usize {
-        self.schedule
-            .active(t)
-            .min(self.rows.end)
-            .saturating_sub(self.rows.start)
-    }
+/// How many of a share's rows are there at step `t`.
+#[inline(always)]
+fn active(schedule: &Schedule, own: &Range<usize>, t: usize) -> usize {
+    schedule.active(t).min(own.end).saturating_sub(own.start)
+}
 
-    /// The operand of the recurrent product before the first step, for rows that enter later too.
-    #[inline(always)]
-    fn load_operand<S: Simd<E>>(&mut self, s: S) {
-        let rows = self.rows.clone();
-        for unit in (0..self.hidden).step_by(S::LANES) {
-            let width = S::LANES.min(self.hidden - unit);
-            let h = self.state.h.block(0, rows.clone(), unit, width);
-            for r in 0..rows.len() {
-                let value = masked(
-                    s,
-                    h.load(s, r, 0, 0),
-                    self.mask,
-                    (rows.start + r) * self.hidden + unit,
-                    width,
-                );
-                let at = r * self.hidden + unit;
-                for operand in &mut self.space.operand {
-                    value.store_partial(&mut operand[at..at + width]);
-                }
-            }
-        }
-    }
+/// What `W x` of a chunk of steps needs.
+struct Ahead<'s, E> {
+    weights: &'s ForwardWeights<E>,
+    tiling: Tiling,
+    schedule: &'s Schedule,
+    /// The share's rows.
+    own: Range<usize>,
+    features: usize,
+    /// [N, I]
+    input: &'s [E],
+    /// [panels, chunk rows, slots of x, lanes]
+    chunk: &'s mut [E],
+    /// [chunk rows, I]
+    chunk_input: &'s mut [E],
+    meter: &'s Meter<'s>,
+}
 
-    /// W x + bias of all rows of some steps, in this order.
+/// W x + bias of all rows of some steps, in this order; gives how many rows they are.
+struct FillChunk<'c, 's, E, T>(&'c mut Ahead<'s, E>, T);
+
+impl<E: Element, T: Iterator<Item = usize>> Kernel<E> for FillChunk<'_, '_, E, T> {
+    type Output = Result<usize>;
+
     #[inline(always)]
-    fn input_ahead<S: Simd<E>>(
-        &mut self,
-        s: S,
-        tiling: Tiling,
-        steps: impl Iterator<Item = usize> + Clone,
-    ) -> Result<()> {
-        let features = self.features;
+    fn run<S: Simd<E>>(self, s: S) -> Result<usize> {
+        let Self(ahead, steps) = self;
+        let features = ahead.features;
         let mut total = 0;
         for t in steps {
-            let rows = self.active(t);
+            let rows = active(ahead.schedule, &ahead.own, t);
             if rows == 0 {
                 // All of this share's rows have ended, and lie beyond the step's.
                 continue;
             }
-            let first = (self.schedule.rows(t).start + self.rows.start) * features;
-            let to = &mut self.space.chunk_input[total * features..(total + rows) * features];
-            to.copy_from_slice(&self.input[first..first + rows * features]);
+            let first = (ahead.schedule.rows(t).start + ahead.own.start) * features;
+            let to = &mut ahead.chunk_input[total * features..(total + rows) * features];
+            to.copy_from_slice(&ahead.input[first..first + rows * features]);
             total += rows;
         }
-        let (input, lanes) = (&self.weights.input, S::LANES);
+        let (weights, tiling) = (ahead.weights, ahead.tiling);
         let mut before = 0;
-        for panel in 0..input.count() {
-            let vectors = input.vectors(panel);
-            let (width, blocks) = (vectors * lanes, vectors / self.spec.input);
-            let sums = &mut self.space.chunk[before..before + total * width];
+        for panel in tiling.first..tiling.end {
+            let vectors = weights.input.vectors(panel);
+            let width = vectors * S::LANES;
+            let sums = &mut ahead.chunk[before..before + total * width];
             before += total * width;
+            // The slots that x adds to come first, so the first `width` values are theirs.
+            let bias = &weights.bias[panel * tiling.bias_len..];
             for tile in tiles(total, max_rows(S::REGISTERS, vectors)) {
-                let sums = &mut sums[tile.start * width..];
-                for r in 0..tile.len() {
-                    for b in 0..blocks {
-                        let bias = (panel * tiling.blocks + b) * self.spec.slots * lanes;
-                        let to = (r * blocks + b) * self.spec.input * lanes;
-                        let len = self.spec.input * lanes;
-                        sums[to..to + len].copy_from_slice(&self.weights.bias[bias..bias + len]);
-                    }
-                }
-                let a = Rows {
-                    values: &self.space.chunk_input[tile.start * features..],
-                    row_stride: features,
-                    depth_stride: 1,
-                };
+                let a = rows_from(ahead.chunk_input, tile.start, features);
                 multiply(
                     s,
                     Product {
                         rows: tile.len(),
                         vectors,
-                        depth: features,
-                        a,
-                        panel: input.from_panel(panel),
-                        panel_stride: width as isize,
-                        sums,
+                        begin: Begin::Rows(bias, 0),
+                        terms: &[term(Joint::Add, &weights.input, panel, a, width)],
+                        sums: &mut sums[tile.start * width..],
                         sums_stride: width,
-                        fresh: false,
                     },
                 );
             }
-            self.meter.spend(total * features * width)?;
+            ahead.meter.spend(total * features * width)?;
         }
-        Ok(())
+        Ok(total)
     }
+}
 
+/// A product with one panel.
+#[inline(always)]
+fn term<'a, E: Element>(
+    joint: Joint<'a, E>,
+    panels: &'a Panels<E>,
+    panel: usize,
+    a: Rows<'a, E>,
+    width: usize,
+) -> Term<'a, E> {
+    Term {
+        joint,
+        depth: panels.depth(),
+        a,
+        panel: panels.from_panel(panel),
+        panel_stride: width as isize,
+    }
+}
+
+/// Where the sums of a step come from.
+#[derive(Clone, Copy)]
+enum Input<'s, E> {
+    /// x of the step's rows, [rows, I]: W x is still to be multiplied.
+    Rows(&'s [E]),
+    /// W x + bias of a chunk, [panels, chunk rows, slots of x, lanes]: the step's first row in it, and
+    /// the rows of the chunk.
+    Ahead(&'s [E], usize, usize),
+}
+
+/// Everything that the steps of a share read and write.
+struct Step<'s, E, C> {
+    cell: C,
+    tiling: Tiling,
+    weights: &'s ForwardWeights<E>,
+    features: usize,
+    hidden: usize,
+    sums: &'s mut [E],
+    pending: &'s mut [E],
+    results: Results<'s, E>,
+    meter: &'s Meter<'s>,
+}
+
+/// What a pass multiplies, and what it leaves for the next one.
+struct Operands<'r, E> {
+    /// x, or W x.
+    input: Input<'r, E>,
+    /// [rows, H] m*h', or r*m*h' in the second stage.
+    recurrent: &'r [E],
+    /// [rows, units of this share] m*h; or r*m*h' in the first stage of two.
+    next: Block<'r, E>,
+}
+
+/// What a step leaves, of this share's units alone; columns count from the share's first unit.
+struct Results<'s, E> {
+    strips: Strips<'s, E, 6, 0>,
+    /// [rows, H] from the share's first row and unit on.
+    mask: Option<&'s [E]>,
+    hidden: usize,
+}
+
+/// The tables of [`Results`]: the state, y, and the tape.
+const H: usize = 0;
+const C: usize = 1;
+const Y: usize = 2;
+const TAPE_H: usize = 3;
+const TAPE_C: usize = 4;
+const TAPE_SLOTS: usize = 5;
+
+impl<'s, E: Element> Results<'s, E> {
+    #[inline(always)]
+    fn new<K: Cell>(
+        schedule: &'s Schedule,
+        own: &Range<usize>,
+        units: &Range<usize>,
+        fields: &'s mut ForwardFields<'_, E>,
+        (mask, hidden): (Option<&'s [E]>, usize),
+    ) -> Self {
+        let ForwardFields { state, y, tape } = fields;
+        let (mut tape_h, mut tape_c, mut tape_slots) = (None, None, None);
+        if let Some(tape) = tape {
+            tape_h = Some((&mut tape.h_before, 1));
+            tape_c = tape.c_before.as_mut().map(|c| (c, 1));
+            tape_slots = tape.slots.as_mut().map(|slots| (slots, K::SAVED));
+        }
+        let written = [
+            Some((&mut state.h, 1)),
+            state.c.as_mut().map(|c| (c, 1)),
+            y.as_mut().map(|y| (y, 1)),
+            tape_h,
+            tape_c,
+            tape_slots,
+        ];
+        Self {
+            strips: Strips::new(schedule, own.clone(), units.len(), written, []),
+            mask: mask.map(|mask| &mask[own.start * hidden + units.start..]),
+            hidden,
+        }
+    }
+}
+
+/// What a pass over the units does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Everything.
+    Only,
+    /// Of a cell with its reset before the product: the gates, and r*h'.
+    Gates,
+    /// Then the candidate, and the new state.
+    Candidate,
+}
+
+impl<E: Element, C: Cell> Step<'_, E, C> {
     /// One step of all rows that are there.
     #[inline(always)]
-    fn step<S: Simd<E>>(&mut self, s: S, tiling: Tiling, step: Step) -> Result<()> {
-        let work = self.features + self.hidden;
-        let mut panel = 0;
-        while panel < tiling.panels {
-            let (panels, blocks) = tiling.group(panel, step.rows);
-            panel = panels.end;
-            for rows in tiles(step.rows, tiling.rows) {
-                let tile = Tile {
-                    rows,
-                    panels: panels.clone(),
-                    blocks,
-                };
-                self.begin_sums(s, tiling, step, &tile);
-                if step.ahead.is_none() {
-                    self.add_input(s, step, &tile);
-                }
-                self.add_recurrent(s, &tile);
-                if self.spec.has_reset_stage() {
-                    self.reset_gates(s, &tile);
-                } else {
-                    self.finish(s, tiling, step, &tile);
-                }
-            }
-            self.meter
-                .spend(step.rows * panels.len() * blocks * self.spec.slots * S::LANES * work)?;
+    fn run<S: Simd<E>>(
+        &mut self,
+        s: S,
+        input: Input<'_, E>,
+        operand: &mut RelayEnd<'_, E>,
+        reset_operand: &mut Option<RelayEnd<'_, E>>,
+    ) -> Result<()> {
+        let rows = self.results.strips.rows();
+        let (recurrent, next) = operand.sides(rows);
+        if C::CANDIDATE.is_empty() {
+            self.pass(
+                s,
+                Stage::Only,
+                Operands {
+                    input,
+                    recurrent,
+                    next,
+                },
+            )?;
+        } else {
+            let relay = reset_operand
+                .as_mut()
+                .expect("a reset stage has an operand");
+            let (_, product) = relay.sides(rows);
+            self.pass(
+                s,
+                Stage::Gates,
+                Operands {
+                    input,
+                    recurrent,
+                    next: product,
+                },
+            )?;
+            relay.turn()?;
+            let (recurrent, _) = relay.sides(rows);
+            self.pass(
+                s,
+                Stage::Candidate,
+                Operands {
+                    input,
+                    recurrent,
+                    next,
+                },
+            )?;
         }
-        if let Some(candidate) = &self.weights.candidate {
-            panel = 0;
-            while panel < tiling.panels {
-                let (panels, blocks) = tiling.group(panel, step.rows);
-                panel = panels.end;
-                for rows in tiles(step.rows, tiling.rows) {
-                    let tile = Tile {
-                        rows,
-                        panels: panels.clone(),
-                        blocks,
-                    };
-                    self.resume_sums(s, &tile);
-                    self.add_candidate(s, candidate, &tile);
-                    self.finish(s, tiling, step, &tile);
-                }
-                self.meter
-                    .spend(step.rows * panels.len() * S::LANES * self.hidden)?;
+        operand.turn()
+    }
+
+    /// Loops 2 and 3.
+    #[inline(always)]
+    fn pass<S: Simd<E>>(
+        &mut self,
+        s: S,
+        stage: Stage,
+        mut operands: Operands<'_, E>,
+    ) -> Result<()> {
+        let rows = self.results.strips.rows();
+        let Tiling {
+            first, end, blocks, ..
+        } = self.tiling;
+        let slots = match stage {
+            Stage::Candidate => C::CANDIDATE.len(),
+            _ => C::SLOTS,
+        };
+        let work = blocks * slots * S::LANES * (self.features + self.hidden);
+        if rows == 1 {
+            let mut panel = first;
+            while panel < end {
+                panel += self.row(s, panel, stage, &mut operands);
             }
+            return self.meter.spend((end - first) * work);
         }
-        self.space.operand.swap(0, 1);
+        let most = max_rows(S::REGISTERS, blocks * C::INPUT.max(C::RECURRENT.len()));
+        for panel in first..end {
+            for tile in tiles(rows, most) {
+                self.tile(s, panel, tile, stage, &mut operands);
+            }
+            self.meter.spend(rows * work)?;
+        }
         Ok(())
     }
 
-    /// Sums begin with the bias, or with the `W x + bias` that was computed ahead.
+    // ---- One row -----------------------------------------------------------------------------------
+
+    /// Some panels from `panel` on; gives how many.
     #[inline(always)]
-    fn begin_sums<S: Simd<E>>(&mut self, s: S, tiling: Tiling, step: Step, tile: &Tile) {
-        let (slots, input, rows) = (self.spec.slots, self.spec.input, tile.rows.len());
-        let len = tile.blocks * slots * S::LANES;
-        for (q, panel) in tile.panels.clone().enumerate() {
-            let bias = panel * tiling.blocks * slots * S::LANES;
-            let bias = &self.weights.bias[bias..bias + len];
-            for r in 0..rows {
-                let sums = &mut self.space.sums[(q * rows + r) * len..][..len];
-                for at in (0..len).step_by(S::LANES) {
-                    s.load(&bias[at..]).store(&mut sums[at..]);
+    fn row<S: Simd<E>>(
+        &mut self,
+        s: S,
+        panel: usize,
+        stage: Stage,
+        operands: &mut Operands<'_, E>,
+    ) -> usize {
+        let left = self.tiling.end - panel;
+        // The last panel of a cell with one slot may have fewer blocks.
+        let whole = self.blocks(self.tiling.end - 1) == self.tiling.blocks;
+        let full = if whole { left } else { left - 1 };
+        macro_rules! rows {
+            ($blocks:literal) => {
+                if panels_at_once::<C>() >= 4 && full >= 4 {
+                    self.row_of::<S, 4, $blocks>(s, panel, stage, operands)
+                } else if full >= 2 {
+                    self.row_of::<S, 2, $blocks>(s, panel, stage, operands)
+                } else {
+                    self.row_of::<S, 1, $blocks>(s, panel, stage, operands)
                 }
-                if let Some((first, total)) = step.ahead {
-                    let row = first + tile.rows.start + r;
-                    let before = panel * total * tiling.blocks + row * tile.blocks;
-                    for b in 0..tile.blocks {
-                        let from = &self.space.chunk[(before + b) * input * S::LANES..];
-                        for slot in 0..input {
-                            let to = &mut sums[(b * slots + slot) * S::LANES..];
-                            s.load(&from[slot * S::LANES..]).store(to);
-                        }
+            };
+        }
+        if C::SLOTS == 1 && full > 0 {
+            rows!(2)
+        } else {
+            rows!(1)
+        }
+    }
+
+    /// Q panels of B blocks each.
+    #[inline(always)]
+    fn row_of<S: Simd<E>, const Q: usize, const B: usize>(
+        &mut self,
+        s: S,
+        panel: usize,
+        stage: Stage,
+        operands: &mut Operands<'_, E>,
+    ) -> usize {
+        let mut sums = [[s.splat(E::ZERO); MAX_SLOTS]; Q];
+        let bias_len = self.tiling.bias_len;
+        for q in 0..Q {
+            let (from, at) = if stage == Stage::Candidate {
+                (&*self.pending, panel - self.tiling.first + q)
+            } else {
+                (&*self.weights.bias, panel + q)
+            };
+            let slots = side_by_side::<B>(0..C::SLOTS);
+            let begin = &from[at * bias_len..][..slots.len() * S::LANES];
+            for slot in slots {
+                sums[q][slot] = s.load(&begin[slot * S::LANES..]);
+            }
+        }
+        let (input, slots, panels) = match stage {
+            Stage::Candidate => (None, C::CANDIDATE, self.weights.candidate.as_ref()),
+            _ => (
+                Some(operands.input),
+                C::RECURRENT,
+                Some(&self.weights.recurrent),
+            ),
+        };
+        let fed = side_by_side::<B>(0..C::INPUT);
+        match input {
+            None => {}
+            Some(Input::Rows(x)) => {
+                let weights = (&self.weights.input, panel);
+                add_panels(s, &mut sums, fed, x, weights);
+            }
+            Some(Input::Ahead(chunk, first, total)) => {
+                let width = fed.len() * S::LANES;
+                for q in 0..Q {
+                    let before =
+                        (panel - self.tiling.first + q) * total * C::INPUT * self.tiling.blocks;
+                    let from = &chunk[before * S::LANES + first * width..][..width];
+                    for slot in 0..fed.len() {
+                        sums[q][slot] = s.load(&from[slot * S::LANES..]);
                     }
                 }
             }
         }
-    }
-
-    /// sums += W x_t.
-    #[inline(always)]
-    fn add_input<S: Simd<E>>(&mut self, s: S, step: Step, tile: &Tile) {
-        let first = self.schedule.rows(step.t).start + self.rows.start + tile.rows.start;
-        let a = Rows {
-            values: &self.input[first * self.features..],
-            row_stride: self.features,
-            depth_stride: 1,
-        };
-        let row_len = tile.blocks * self.spec.slots * S::LANES;
-        add_product(
-            s,
-            &self.weights.input,
-            a,
-            tile,
-            &mut self.space.sums,
-            row_len,
-        );
-    }
-
-    /// sums += U (m*h').
-    #[inline(always)]
-    fn add_recurrent<S: Simd<E>>(&mut self, s: S, tile: &Tile) {
-        let row_len = tile.blocks * self.spec.slots * S::LANES;
-        let a = operand_rows(&self.space.operand[0], tile.rows.start, self.hidden);
-        let sums = &mut self.space.sums[self.spec.recurrent.0 * S::LANES..];
-        add_product(s, &self.weights.recurrent, a, tile, sums, row_len);
-    }
-
-    /// sums += U (r*m*h'), for the candidate.
-    #[inline(always)]
-    fn add_candidate<S: Simd<E>>(&mut self, s: S, panels: &Panels<E>, tile: &Tile) {
-        let a = operand_rows(&self.space.reset_operand, tile.rows.start, self.hidden);
-        let sums = &mut self.space.sums[self.spec.candidate.0 * S::LANES..];
-        add_product(s, panels, a, tile, sums, self.spec.slots * S::LANES);
-    }
-
-    /// Between the stages: gates are activated and wait; r*m*h' is complete once every tile was here.
-    #[inline(always)]
-    fn reset_gates<S: Simd<E>>(&mut self, s: S, tile: &Tile) {
-        with_cell!(self.cell, cell => s.enter(ResetGates { cell, share: self, tile }));
-    }
-
-    /// The sums of the second stage begin where the first left them.
-    #[inline(always)]
-    fn resume_sums<S: Simd<E>>(&mut self, s: S, tile: &Tile) {
-        let rows = tile.rows.len();
-        for (q, panel) in tile.panels.clone().enumerate() {
-            for r in 0..rows {
-                let row = (tile.rows.start + r) * self.weights.recurrent.count() + panel;
-                let slots = load_slots(s, self.spec.slots, &self.space.pending, row);
-                store_slots(
-                    s,
-                    self.spec.slots,
-                    slots,
-                    &mut self.space.sums,
-                    q * rows + r,
-                );
+        let panels = panels.expect("a second stage has weights");
+        let fed = side_by_side::<B>(slots);
+        add_panels(s, &mut sums, fed, operands.recurrent, (panels, panel));
+        // No closures: they are not inlined with their caller's instructions.
+        let first = (panel - self.tiling.first) * self.tiling.blocks * S::LANES;
+        let per_panel = self.tiling.blocks * S::LANES;
+        if stage == Stage::Gates {
+            for q in 0..Q {
+                self.reset(s, (0, first + q * per_panel), sums[q], operands);
             }
+        } else if B == 2 {
+            for q in 0..Q {
+                let unit = first + q * per_panel;
+                let places = [(0, unit), (0, unit + S::LANES)];
+                let mut second = sums[q];
+                second[0] = sums[q][1];
+                let pre = [sums[q], second];
+                self.results
+                    .finish(s, self.cell, places, pre, &mut operands.next);
+            }
+        } else if Q == 1 {
+            self.results
+                .finish(s, self.cell, [(0, first)], [sums[0]], &mut operands.next);
+        } else {
+            for q in 0..Q / 2 {
+                let unit = first + 2 * q * per_panel;
+                let places = [(0, unit), (0, unit + per_panel)];
+                let pre = [sums[2 * q], sums[2 * q + 1]];
+                self.results
+                    .finish(s, self.cell, places, pre, &mut operands.next);
+            }
+        }
+        Q
+    }
+
+    // ---- Several rows ------------------------------------------------------------------------------
+
+    /// Some rows of one panel.
+    #[inline(always)]
+    fn tile<S: Simd<E>>(
+        &mut self,
+        s: S,
+        panel: usize,
+        rows: Range<usize>,
+        stage: Stage,
+        operands: &mut Operands<'_, E>,
+    ) {
+        let blocks = self.blocks(panel);
+        let per_panel = self.tiling.bias_len;
+        let row_len = blocks * C::SLOTS * S::LANES;
+        let local = panel - self.tiling.first;
+        let bias = &self.weights.bias[panel * per_panel..];
+        if stage == Stage::Candidate {
+            self.candidate(s, panel, &rows, operands.recurrent);
+        } else if C::INPUT == C::RECURRENT.len() {
+            let joint = match C::RECURRENT.start {
+                0 => Joint::Add,
+                _ => Joint::Shift(&bias[C::INPUT * S::LANES..]),
+            };
+            let width = blocks * C::INPUT * S::LANES;
+            let a = rows_from(operands.recurrent, rows.start, self.hidden);
+            let recurrent = term(joint, &self.weights.recurrent, panel, a, width);
+            let nothing = Term {
+                depth: 0,
+                joint: Joint::Add,
+                ..recurrent
+            };
+            let (begin, input) = match operands.input {
+                Input::Rows(x) => {
+                    let a = rows_from(x, rows.start, self.features);
+                    let input = term(Joint::Add, &self.weights.input, panel, a, width);
+                    (Begin::Rows(bias, 0), input)
+                }
+                Input::Ahead(chunk, first, total) => {
+                    let before = local * total * self.tiling.blocks * C::INPUT * S::LANES;
+                    let from = &chunk[before + (first + rows.start) * width..];
+                    (Begin::Rows(from, width), nothing)
+                }
+            };
+            multiply(
+                s,
+                Product {
+                    rows: rows.len(),
+                    vectors: blocks * C::INPUT,
+                    begin,
+                    terms: &[input, recurrent],
+                    sums: self.sums,
+                    sums_stride: row_len,
+                },
+            );
+        } else {
+            self.uneven(s, panel, &rows, operands);
+        }
+        if stage == Stage::Gates {
+            for r in 0..rows.len() {
+                let pre = load_slots(s, C::SLOTS, &self.sums[r * row_len..]);
+                self.reset(s, (rows.start + r, local * S::LANES), pre, operands);
+            }
+            return;
+        }
+        for b in 0..blocks {
+            s.enter(FinishTile {
+                cell: self.cell,
+                results: &mut self.results,
+                next: &mut operands.next,
+                sums: &self.sums[b * C::SLOTS * S::LANES..],
+                row_len,
+                rows: rows.clone(),
+                unit: (local * self.tiling.blocks + b) * S::LANES,
+            });
         }
     }
 
-    /// The cell's equations, and every place where their results go.
+    /// Blocks of units in a panel.
     #[inline(always)]
-    fn finish<S: Simd<E>>(&mut self, s: S, tiling: Tiling, step: Step, tile: &Tile) {
-        with_cell!(self.cell, cell => s.enter(Finish { cell, share: self, tiling, step, tile }));
+    fn blocks(&self, panel: usize) -> usize {
+        self.weights.recurrent.vectors(panel) / C::RECURRENT.len()
+    }
+
+    /// Between the stages: gates are activated and wait in `pending`; r*m*h' is complete once every
+    /// worker has been here. A cell with two stages has one block of units in a panel.
+    #[inline(always)]
+    fn reset<S: Simd<E>>(
+        &mut self,
+        s: S,
+        (r, unit): (usize, usize),
+        pre: Slots<S::V>,
+        operands: &mut Operands<'_, E>,
+    ) {
+        let row = &operands.recurrent[r * self.hidden..(r + 1) * self.hidden];
+        let h = s.load_partial(&row[self.tiling.first * S::LANES + unit..]);
+        let (slots, product) = self.cell.reset(s, pre, h);
+        operands.next.store(s, r, 0, unit, product);
+        let pending = r * (self.tiling.end - self.tiling.first) * S::LANES + unit;
+        for slot in 0..C::SLOTS {
+            slots[slot].store(&mut self.pending[pending * C::SLOTS + slot * S::LANES..]);
+        }
+    }
+
+    /// The sums of a cell whose x and h' feed different numbers of slots: product after product.
+    #[inline(always)]
+    fn uneven<S: Simd<E>>(
+        &mut self,
+        s: S,
+        panel: usize,
+        rows: &Range<usize>,
+        operands: &Operands<'_, E>,
+    ) {
+        let row_len = C::SLOTS * S::LANES;
+        let bias = &self.weights.bias[panel * row_len..][..row_len];
+        for r in 0..rows.len() {
+            self.sums[r * row_len..][..row_len].copy_from_slice(bias);
+        }
+        let width = C::INPUT * S::LANES;
+        match operands.input {
+            Input::Rows(x) => {
+                let a = rows_from(x, rows.start, self.features);
+                let input = term(Joint::Add, &self.weights.input, panel, a, width);
+                add_product(s, input, (rows.len(), C::INPUT), (self.sums, row_len));
+            }
+            Input::Ahead(chunk, first, total) => {
+                let before = (panel - self.tiling.first) * total * width;
+                for r in 0..rows.len() {
+                    let from = &chunk[before + (first + rows.start + r) * width..][..width];
+                    self.sums[r * row_len..][..width].copy_from_slice(from);
+                }
+            }
+        }
+        let fed = C::RECURRENT.len();
+        let a = rows_from(operands.recurrent, rows.start, self.hidden);
+        let recurrent = term(
+            Joint::Add,
+            &self.weights.recurrent,
+            panel,
+            a,
+            fed * S::LANES,
+        );
+        let sums = &mut self.sums[C::RECURRENT.start * S::LANES..];
+        add_product(s, recurrent, (rows.len(), fed), (sums, row_len));
+    }
+
+    /// The sums of the second stage: where the first left them, and U (r*m*h').
+    #[inline(always)]
+    fn candidate<S: Simd<E>>(&mut self, s: S, panel: usize, rows: &Range<usize>, operand: &[E]) {
+        let row_len = C::SLOTS * S::LANES;
+        let panels = self.tiling.end - self.tiling.first;
+        for r in 0..rows.len() {
+            let row = (rows.start + r) * panels + panel - self.tiling.first;
+            let from = &self.pending[row * row_len..][..row_len];
+            self.sums[r * row_len..][..row_len].copy_from_slice(from);
+        }
+        let weights = self
+            .weights
+            .candidate
+            .as_ref()
+            .expect("a second stage has weights");
+        let fed = C::CANDIDATE.len();
+        let a = rows_from(operand, rows.start, self.hidden);
+        let product = term(Joint::Add, weights, panel, a, fed * S::LANES);
+        let sums = &mut self.sums[C::CANDIDATE.start * S::LANES..];
+        add_product(s, product, (rows.len(), fed), (sums, row_len));
     }
 }
 
-/// [`Cell::reset`] for a tile.
-struct ResetGates<'a, 'b, E, C> {
+/// The rows of a tile in one block of units, their sums in memory. A function of its own, which has all
+/// registers to itself.
+struct FinishTile<'f, 's, 'n, E, C> {
     cell: C,
-    share: &'a mut ForwardShare<'b, E>,
-    tile: &'a Tile,
+    results: &'f mut Results<'s, E>,
+    next: &'f mut Block<'n, E>,
+    /// [tile rows, slots, lanes], rows `row_len` apart.
+    sums: &'f [E],
+    row_len: usize,
+    rows: Range<usize>,
+    unit: usize,
 }
 
-impl<E: Element, C: Cell> Kernel<E> for ResetGates<'_, '_, E, C> {
+impl<E: Element, C: Cell> Kernel<E> for FinishTile<'_, '_, '_, E, C> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd<E>>(self, s: S) {
-        let Self { cell, share, tile } = self;
-        let (rows, hidden) = (tile.rows.len(), share.hidden);
-        let panels = share.weights.recurrent.count();
-        let space = &mut *share.space;
-        for (q, panel) in tile.panels.clone().enumerate() {
-            // A cell with two stages has one block of units in a panel.
-            let unit = panel * S::LANES;
-            let width = S::LANES.min(hidden - unit);
-            for r in 0..rows {
-                let pre = load_slots(s, C::SLOTS, &space.sums, q * rows + r);
-                let at = (tile.rows.start + r) * hidden + unit;
-                let operand = s.load_partial(&space.operand[0][at..at + width]);
-                let (slots, product) = cell.reset(s, pre, operand);
-                product.store_partial(&mut space.reset_operand[at..at + width]);
-                let row = (tile.rows.start + r) * panels + panel;
-                store_slots(s, C::SLOTS, slots, &mut space.pending, row);
-            }
+        let Self {
+            cell,
+            results,
+            next,
+            sums,
+            row_len,
+            rows,
+            unit,
+        } = self;
+        let mut sums = sums;
+        let mut r = rows.start;
+        while r + 1 < rows.end {
+            let pre = [
+                load_slots(s, C::SLOTS, sums),
+                load_slots(s, C::SLOTS, &sums[row_len..]),
+            ];
+            results.finish(s, cell, [(r, unit), (r + 1, unit)], pre, next);
+            sums = sums.get(2 * row_len..).unwrap_or_default();
+            r += 2;
+        }
+        if r < rows.end {
+            results.finish(s, cell, [(r, unit)], [load_slots(s, C::SLOTS, sums)], next);
         }
     }
 }
 
-/// [`Cell::forward`] for a tile.
-struct Finish<'a, 'b, E, C> {
-    cell: C,
-    share: &'a mut ForwardShare<'b, E>,
-    tiling: Tiling,
-    step: Step,
-    tile: &'a Tile,
-}
-
-impl<E: Element, C: Cell> Kernel<E> for Finish<'_, '_, E, C> {
-    type Output = ();
-
+impl<E: Element> Results<'_, E> {
+    /// The cell's equations for N vectors of units, each of the row and unit that `places` says, and
+    /// every place where their results go.
     #[inline(always)]
-    fn run<S: Simd<E>>(mut self, s: S) {
-        let blocks = self.tile.blocks;
-        for (q, panel) in self.tile.panels.clone().enumerate() {
-            for b in 0..blocks {
-                let unit = (panel * self.tiling.blocks + b) * S::LANES;
-                let first = (q * self.tile.rows.len() * blocks + b) * C::SLOTS;
-                self.block(s, unit, (first, blocks * C::SLOTS));
+    fn finish<K: Cell, S: Simd<E>, const N: usize>(
+        &mut self,
+        s: S,
+        cell: K,
+        places: [(usize, usize); N],
+        pre: [Slots<S::V>; N],
+        next: &mut Block<'_, E>,
+    ) {
+        let zero = Group([s.splat(E::ZERO); N]);
+        let mut slots: Slots<Group<S::V, N>> = [zero; MAX_SLOTS];
+        let mut before = State { h: zero, c: zero };
+        each!(n < N {
+            for slot in 0..K::SLOTS {
+                slots[slot].0[n] = pre[n][slot];
             }
-        }
-    }
-}
-
-impl<E: Element, C: Cell> Finish<'_, '_, E, C> {
-    /// One vector of units of the rows of a tile. `sums` says where the first row's sums are, and how
-    /// far apart rows are, in vectors.
-    #[inline(always)]
-    fn block<S: Simd<E>>(&mut self, s: S, unit: usize, sums: (usize, usize)) {
-        let (cell, step, rows) = (self.cell, self.step, &self.tile.rows);
-        let ForwardShare {
-            state,
-            y,
-            tape,
-            mask,
-            space,
-            hidden,
-            rows: own,
-            ..
-        } = &mut *self.share;
-        let (hidden, mask) = (*hidden, *mask);
-        let width = S::LANES.min(hidden - unit);
-        let places = own.start + rows.start..own.start + rows.end;
-        let mut h_state = state.h.block(0, places.clone(), unit, width);
-        let mut c_state = if C::HAS_CELL {
-            state
-                .c
-                .as_mut()
-                .map(|c| c.block(0, places.clone(), unit, width))
-        } else {
-            None
-        };
-        let mut y = y
-            .as_mut()
-            .map(|y| y.block(step.t, places.clone(), unit, width));
-        let mut tape = tape.as_mut().map(|tape| {
-            let h_before = tape.h_before.block(step.t, places.clone(), unit, width);
-            let c_before = if C::HAS_CELL {
-                tape.c_before
-                    .as_mut()
-                    .map(|c| c.block(step.t, places.clone(), unit, width))
-            } else {
-                None
-            };
-            let slots = if C::SAVED > 0 {
-                tape.slots
-                    .as_mut()
-                    .map(|slots| slots.block(step.t, places.clone(), unit, width))
-            } else {
-                None
-            };
-            (h_before, c_before, slots)
+            let (r, unit) = places[n];
+            let line = self.strips.line(r);
+            before.h.0[n] = line.load(s, H, 0, unit);
+            if K::HAS_CELL {
+                before.c.0[n] = line.load(s, C, 0, unit);
+            }
         });
-        for r in 0..rows.len() {
-            let mut pre: Slots<S::V> = [s.splat(E::ZERO); MAX_SLOTS];
-            for slot in 0..C::SLOTS {
-                pre[slot] = s.load(&space.sums[(sums.0 + r * sums.1 + slot) * S::LANES..]);
+        let Forward { saved, state } = cell.forward(Grouped::<S, N>(s), slots, before);
+        each!(n < N {
+            let (r, unit) = places[n];
+            let h = state.h.0[n];
+            next.store(s, r, 0, unit, self.masked(s, h, r, unit));
+            let (has_y, has_tape) = (self.strips.has(Y), self.strips.has(TAPE_H));
+            let mut line = self.strips.line(r);
+            line.store(s, H, 0, unit, h);
+            if K::HAS_CELL {
+                line.store(s, C, 0, unit, state.c.0[n]);
             }
-            let h_before = h_state.load(s, r, 0, 0);
-            let c_before = c_state.as_ref().map_or(h_before, |c| c.load(s, r, 0, 0));
-            let Forward { saved, state } = cell.forward(
-                s,
-                pre,
-                State {
-                    h: h_before,
-                    c: c_before,
-                },
-            );
-            h_state.store(s, r, 0, 0, state.h);
-            if let Some(c) = &mut c_state {
-                c.store(s, r, 0, 0, state.c);
+            if has_y {
+                line.store(s, Y, 0, unit, h);
             }
-            let operand = masked(s, state.h, mask, (places.start + r) * hidden + unit, width);
-            let at = (rows.start + r) * hidden + unit;
-            if width == S::LANES {
-                operand.store(&mut space.operand[1][at..]);
-            } else {
-                operand.store_partial(&mut space.operand[1][at..at + width]);
-            }
-            if let Some(y) = &mut y {
-                y.store(s, r, 0, 0, state.h);
-            }
-            if let Some((tape_h, tape_c, slots)) = &mut tape {
-                tape_h.store(s, r, 0, 0, h_before);
-                if let Some(tape_c) = tape_c {
-                    tape_c.store(s, r, 0, 0, c_before);
+            if has_tape {
+                line.store(s, TAPE_H, 0, unit, before.h.0[n]);
+                if K::HAS_CELL {
+                    line.store(s, TAPE_C, 0, unit, before.c.0[n]);
                 }
-                if let Some(slots) = slots {
-                    for slot in 0..C::SAVED {
-                        slots.store(s, r, slot, 0, saved[slot]);
-                    }
+                for slot in 0..K::SAVED {
+                    line.store(s, TAPE_SLOTS, slot, unit, saved[slot].0[n]);
                 }
             }
-        }
+        });
+    }
+
+    /// `value` times its mask, if there is one.
+    #[inline(always)]
+    fn masked<S: Simd<E>>(&self, s: S, value: S::V, r: usize, unit: usize) -> S::V {
+        let width = S::LANES.min(self.strips.width() - unit);
+        masked(s, value, self.mask, r * self.hidden + unit, width)
     }
 }
 
@@ -654,12 +967,12 @@ pub fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> + C
     (0..count).map(move |k| rows * k / count..rows * (k + 1) / count)
 }
 
-/// Rows of an operand [rows, H] from `row` on.
+/// The rows of [rows, width] from `row` on.
 #[inline(always)]
-fn operand_rows<E>(operand: &[E], row: usize, hidden: usize) -> Rows<'_, E> {
+fn rows_from<E>(values: &[E], row: usize, width: usize) -> Rows<'_, E> {
     Rows {
-        values: &operand[row * hidden..],
-        row_stride: hidden,
+        values: &values[row * width..],
+        row_stride: width,
         depth_stride: 1,
     }
 }
@@ -679,72 +992,40 @@ pub fn masked<E: Element, S: Simd<E>>(
     }
 }
 
-/// The slots of row `row` of a packed [rows, slots, lanes].
+/// The first `slots` vectors.
 #[inline(always)]
-fn load_slots<E: Element, S: Simd<E>>(s: S, slots: usize, from: &[E], row: usize) -> Slots<S::V> {
+fn load_slots<E: Element, S: Simd<E>>(s: S, slots: usize, from: &[E]) -> Slots<S::V> {
     let mut values = [s.splat(E::ZERO); MAX_SLOTS];
-    for (slot, value) in values.iter_mut().enumerate().take(slots) {
-        *value = s.load(&from[(row * slots + slot) * S::LANES..]);
+    for slot in 0..slots {
+        values[slot] = s.load(&from[slot * S::LANES..]);
     }
     values
 }
 
-/// The mirror of [`load_slots`].
+/// The vectors of a panel row: B blocks of a cell with one slot stand side by side as the slots of any
+/// other cell do.
 #[inline(always)]
-fn store_slots<E: Element, S: Simd<E>>(
-    _s: S,
-    slots: usize,
-    values: Slots<S::V>,
-    to: &mut [E],
-    row: usize,
-) {
-    for (slot, value) in values.iter().enumerate().take(slots) {
-        value.store(&mut to[(row * slots + slot) * S::LANES..]);
-    }
+fn side_by_side<const B: usize>(slots: Range<usize>) -> Range<usize> {
+    slots.start..(slots.end * B).min(MAX_SLOTS)
 }
 
-/// sums += a panels, for the rows and panels of a tile.
+/// sums += one product, in place.
 #[inline(always)]
 fn add_product<E: Element, S: Simd<E>>(
     s: S,
-    panels: &Panels<E>,
-    a: Rows<'_, E>,
-    tile: &Tile,
-    sums: &mut [E],
-    row_len: usize,
+    term: Term<'_, E>,
+    (rows, vectors): (usize, usize),
+    (sums, sums_stride): (&mut [E], usize),
 ) {
-    let panel = tile.panels.start;
-    let (vectors, depth) = (panels.vectors(panel), panels.depth());
-    if tile.rows.len() == 1 {
-        multiply_row(
-            s,
-            RowProduct {
-                count: tile.panels.len(),
-                vectors,
-                depth,
-                a: a.values,
-                a_stride: 0,
-                panels: panels.from_panel(panel),
-                panels_stride: panels.panel_len(),
-                sums,
-                sums_stride: row_len,
-                fresh: false,
-            },
-        );
-    } else {
-        multiply(
-            s,
-            Product {
-                rows: tile.rows.len(),
-                vectors,
-                depth,
-                a,
-                panel: panels.from_panel(panel),
-                panel_stride: (vectors * S::LANES) as isize,
-                sums,
-                sums_stride: row_len,
-                fresh: false,
-            },
-        );
-    }
+    multiply(
+        s,
+        Product {
+            rows,
+            vectors,
+            begin: Begin::Sums,
+            terms: &[term],
+            sums,
+            sums_stride,
+        },
+    );
 }

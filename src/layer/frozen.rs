@@ -1,18 +1,17 @@
 //! A snapshot of a layer's weights, packed once, with a state of its own: for streams.
 
-use std::borrow::Cow;
-
 use crate::error::{Error, Result, shape_text};
+use crate::gemm::relay::Relay;
 use crate::gemm::view::{Field, Layout};
 use crate::layer::config::Config;
 use crate::layer::direction::{Direction, ForwardBuffers, ForwardRun, Means};
-use crate::layer::forward::{ForwardShare, StateFields, Workspace};
+use crate::layer::forward::{ForwardFields, ForwardShare, StateFields, Workspace};
 use crate::layer::merge::{pack, unpack};
 use crate::layer::plan::{self, Pass};
 use crate::layer::stack::{Execution, Input, Stack};
 use crate::layer::tape::DirectionState;
 use crate::layer::weights::{ForwardWeights, Params};
-use crate::memory::{copied, product, zeros};
+use crate::memory::{Buffer, Values, copied, product, zeros};
 use crate::parallel::{Meter, Team, Watch};
 use crate::shape::Schedule;
 use crate::simd::{Element, Level};
@@ -23,6 +22,10 @@ struct FrozenLayer<E> {
     state: DirectionState<E>,
     /// For one step of all rows.
     space: Workspace<E>,
+    /// [B, H] h' of a step.
+    operand: Relay<E>,
+    /// [B, H] r*h' of a step, of a cell with its reset before the product.
+    reset_operand: Option<Relay<E>>,
     /// [B, H] this layer's output, the next one's input.
     y: Vec<E>,
 }
@@ -108,8 +111,8 @@ impl<E: Element> Frozen<E> {
             let (below, at) = self.layers.split_at_mut(layer);
             let input = below.last().map_or(x, |below| &below.y);
             let out = (layer == last).then_some(&mut *y);
-            let share = at[0].step(config, still, (layer, input), out, watch.meter());
-            E::dispatch(self.level, share)?;
+            let mut share = at[0].step(config, still, (layer, input), out, watch.meter());
+            E::dispatch(self.level, &mut share)?;
         }
         Ok(())
     }
@@ -127,15 +130,15 @@ impl<E: Element> Frozen<E> {
     ///
     /// # Errors
     /// x of a wrong shape or with lengths, memory that cannot be had, or a watch that stopped the call.
-    pub fn run(&mut self, execution: &Execution<'_>, input: Input<'_, E>) -> Result<Vec<E>> {
+    pub fn run(&mut self, execution: &Execution<'_>, input: Input<'_, E>) -> Result<Buffer<E>> {
         let schedule = self.schedule_of(&input)?;
         let (config, batch_first) = (&self.config, input.batch_first);
         let mut sequence = if schedule.is_plain(batch_first) {
-            Cow::Borrowed(input.values)
+            Values::Borrowed(input.values)
         } else {
             let (values, what) = (input.values, "the copy of x (T * B * I)");
             let meter = execution.watch.meter();
-            Cow::Owned(pack(
+            Values::Owned(pack(
                 values,
                 &schedule,
                 batch_first,
@@ -150,11 +153,11 @@ impl<E: Element> Frozen<E> {
         let mut states = crate::memory::reserved(config.layers, "the states (L)")?;
         for layer in 0..config.layers {
             let (y, state) = self.run_layer(layer, means, &schedule, &sequence)?;
-            sequence = Cow::Owned(y);
+            sequence = Values::Owned(y);
             states.push(state);
         }
-        let (packed, hidden) = (sequence.into_owned(), config.hidden);
         let (what, meter) = ("y (T * B * H)", execution.watch.meter());
+        let (packed, hidden) = (sequence.into_owned(what)?, config.hidden);
         let y = unpack(packed, &schedule, batch_first, hidden, what, &meter)?;
         for (frozen, state) in self.layers.iter_mut().zip(states) {
             frozen.state = state;
@@ -196,11 +199,12 @@ impl<E: Element> Frozen<E> {
         means: Means<'_>,
         schedule: &Schedule,
         input: &[E],
-    ) -> Result<(Vec<E>, DirectionState<E>)> {
+    ) -> Result<(Buffer<E>, DirectionState<E>)> {
         let (config, frozen) = (&self.config, &self.layers[layer]);
         let what = "y (T * B * H)";
         let len = product(&[schedule.packed_rows(), config.hidden], what)?;
-        let mut y = zeros(len, what)?;
+        // Every row of every step is written.
+        let mut y = Buffer::stale(len, what)?;
         let direction = Direction {
             cell: config.cell,
             spec: config.cell.spec(),
@@ -212,7 +216,7 @@ impl<E: Element> Frozen<E> {
             mask: None,
             input,
         };
-        let cuts = plan::row_ranges(schedule, means.team.size(), 1);
+        let cuts = means.cuts(&direction, 1);
         let mut run = ForwardRun {
             direction,
             weights: &frozen.weights,
@@ -326,6 +330,7 @@ impl<E: Element> FrozenLayer<E> {
         };
         let len = product(&[batch, config.hidden], "the state (B * H)")?;
         let zeros = || zeros(len, "the state");
+        let relay = || Relay::new(batch, 1, config.hidden, "the workspace of a step");
         let state = DirectionState {
             h: zeros()?,
             c: if spec.has_cell { zeros()? } else { Vec::new() },
@@ -333,6 +338,8 @@ impl<E: Element> FrozenLayer<E> {
         Ok(Self {
             weights: ForwardWeights::pack(&spec, means.team, means.lanes, params, sizes)?,
             space: Workspace::new(&spec, means.lanes, batch, 1, sizes)?,
+            operand: relay()?,
+            reset_operand: spec.has_reset_stage().then(relay).transpose()?,
             y: copied(&state.h, "the outputs")?,
             state,
         })
@@ -352,8 +359,11 @@ impl<E: Element> FrozenLayer<E> {
             weights,
             state,
             space,
+            operand,
+            reset_operand,
             y,
         } = self;
+        operand.copies()[0].copy_from_slice(&state.h);
         ForwardShare {
             cell: config.cell,
             spec,
@@ -364,14 +374,19 @@ impl<E: Element> FrozenLayer<E> {
             steps: 0..1,
             reverse: false,
             rows: 0..still.batch(),
+            units: 0..config.hidden,
             input,
             mask: None,
-            state: StateFields {
-                h: Field::new(&mut state.h, layout),
-                c: spec.has_cell.then(|| Field::new(&mut state.c, layout)),
+            fields: ForwardFields {
+                state: StateFields {
+                    h: Field::new(&mut state.h, layout),
+                    c: spec.has_cell.then(|| Field::new(&mut state.c, layout)),
+                },
+                y: Some(Field::new(out.unwrap_or(y), layout)),
+                tape: None,
             },
-            y: Some(Field::new(out.unwrap_or(y), layout)),
-            tape: None,
+            operand: operand.end(),
+            reset_operand: reset_operand.as_mut().map(Relay::end),
             space,
             meter,
         }

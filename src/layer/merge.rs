@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::layer::config::Merge;
-use crate::memory::{product, reserved, zeros};
+use crate::memory::{Buffer, product, reserved, zeros};
 use crate::parallel::Meter;
 use crate::shape::Schedule;
 use crate::simd::Element;
@@ -46,17 +46,18 @@ pub fn pack<E: Element>(
     width: usize,
     what: &str,
     meter: &Meter<'_>,
-) -> Result<Vec<E>> {
-    let mut packed = reserved(product(&[schedule.packed_rows(), width], what)?, what)?;
+) -> Result<Buffer<E>> {
+    let mut packed = Buffer::stale(product(&[schedule.packed_rows(), width], what)?, what)?;
     if schedule.is_plain(batch_first) {
-        for piece in values[..schedule.packed_rows() * width].chunks(PIECE) {
-            packed.extend_from_slice(piece);
-            meter.spend(COPY * piece.len())?;
+        for (to, from) in packed.chunks_mut(PIECE).zip(values.chunks(PIECE)) {
+            to.copy_from_slice(&from[..to.len()]);
+            meter.spend(COPY * to.len())?;
         }
         return Ok(packed);
     }
-    for row in caller_rows(schedule, batch_first) {
-        packed.extend_from_slice(&values[row * width..(row + 1) * width]);
+    let rows = packed.chunks_exact_mut(width);
+    for (to, row) in rows.zip(caller_rows(schedule, batch_first)) {
+        to.copy_from_slice(&values[row * width..(row + 1) * width]);
         meter.spend(COPY * width)?;
     }
     Ok(packed)
@@ -65,13 +66,13 @@ pub fn pack<E: Element>(
 /// The caller's (T, B, width) or (B, T, width) from [N, width]; exactly 0 beyond each row's length. A
 /// plain sequence is handed on as it is.
 pub fn unpack<E: Element>(
-    packed: Vec<E>,
+    packed: Buffer<E>,
     schedule: &Schedule,
     batch_first: bool,
     width: usize,
     what: &str,
     meter: &Meter<'_>,
-) -> Result<Vec<E>> {
+) -> Result<Buffer<E>> {
     if schedule.is_plain(batch_first) {
         return Ok(packed);
     }
@@ -104,7 +105,7 @@ pub fn unpack_columns<E: Element>(
     batch_first: bool,
     what: &str,
     meter: &Meter<'_>,
-) -> Result<Vec<E>> {
+) -> Result<Buffer<E>> {
     let Columns {
         packed,
         row_len,
@@ -112,7 +113,7 @@ pub fn unpack_columns<E: Element>(
         width,
     } = columns;
     let len = product(&[schedule.time(), schedule.batch(), width], what)?;
-    let mut values = zeros(len, what)?;
+    let mut values = Buffer::zeroed(len, what)?;
     let rows = packed.chunks_exact(row_len);
     for (from, row) in rows.zip(caller_rows(schedule, batch_first)) {
         values[row * width..(row + 1) * width].copy_from_slice(&from[first..first + width]);
@@ -174,14 +175,17 @@ pub fn merge_backward<E: Element>(
     dy: &[E],
     other: Option<&[E]>,
     meter: &Meter<'_>,
-) -> Result<Vec<E>> {
-    let mut part = reserved(dy.len(), "the gradient of a direction (N * H)")?;
-    for (k, dy) in dy.chunks(PIECE).enumerate() {
+) -> Result<Buffer<E>> {
+    let mut part = Buffer::copied(dy, "the gradient of a direction (N * H)")?;
+    for (k, part) in part.chunks_mut(PIECE).enumerate() {
         match other {
-            None => part.extend(dy.iter().map(|&d| d * E::from_f64(0.5))),
-            Some(other) => part.extend(dy.iter().zip(&other[k * PIECE..]).map(|(&d, &h)| d * h)),
+            None => part.iter_mut().for_each(|d| *d = *d * E::from_f64(0.5)),
+            Some(other) => {
+                let factors = &other[k * PIECE..];
+                part.iter_mut().zip(factors).for_each(|(d, &h)| *d = *d * h);
+            }
         }
-        meter.spend(COPY * dy.len())?;
+        meter.spend(COPY * part.len())?;
     }
     Ok(part)
 }
@@ -204,7 +208,7 @@ mod tests {
                 .iter()
                 .flat_map(|&r| values[2 * r..2 * r + 2].to_vec())
                 .collect();
-            assert_eq!(packed, expected);
+            assert_eq!(packed[..], expected);
             let back = unpack(packed, &schedule, batch_first, 2, "y", &watch.meter()).unwrap();
             for t in 0..3 {
                 for b in 0..2 {

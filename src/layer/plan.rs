@@ -6,13 +6,15 @@
 //! threads than shares would idle. With checkpoints the work of one segment counts, because each segment
 //! is dispatched on its own, and a worker that must wait for its core would hold up every one of them.
 //!
-//! **Which shares.** A share is a range of rows of one direction, for all steps: no worker waits for
-//! another within them.
+//! **Which shares.** First choice is a range of rows of one direction, for all steps: no worker waits for
+//! another within them. Where there are fewer rows than threads and a step is long enough to be worth
+//! meeting after it, [`WORTH_A_MEETING`], workers share the units of all rows instead, and meet at every
+//! step. That they wait by spinning, so they are never more than the cores.
 //!
 //! | pass | at once | shares |
 //! |---|---|---|
-//! | forward | both directions of a layer | directions x row ranges |
-//! | backward | one direction: both add to one dx | row ranges |
+//! | forward | both directions of a layer | directions x (row ranges, or unit ranges) |
+//! | backward | one direction: both add to one dx | row ranges, or unit ranges |
 //!
 //! What is cut differently, because it has no recursion, is cut beside its loops but for the same team:
 //! the gradients of the parameters by output (`products.rs`), packing by panel (`gemm/pack.rs`).
@@ -26,6 +28,10 @@ use crate::shape::Schedule;
 
 /// Multiply-adds that are worth a thread: about 50 us. A guess from the cost of waking one.
 const WORTH_A_THREAD: usize = 2_500_000;
+
+/// Multiply-adds of a step that make a worker's meeting with the others worth it: about 2 us, where a
+/// meeting costs 0.2 to 0.5. A guess from these two.
+const WORTH_A_MEETING: usize = 100_000;
 
 /// Which way a call goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,9 +51,9 @@ pub fn threads(
     segments: usize,
     most: usize,
 ) -> usize {
-    let (shares, times) = match pass {
-        Pass::Forward => (schedule.batch().saturating_mul(config.directions()), 1),
-        Pass::Backward => (schedule.batch(), 2),
+    let (directions, times) = match pass {
+        Pass::Forward => (config.directions(), 1),
+        Pass::Backward => (1, 2),
     };
     // All layers but the first are alike.
     let width = (0..config.layers.min(2))
@@ -55,12 +61,63 @@ pub fn threads(
         .fold(0, usize::max);
     let row = width.saturating_mul(config.cell.gates() * config.hidden * times);
     let work = schedule.packed_rows().saturating_mul(row) / segments.max(1);
+    let shares = schedule.batch().max(unit_parts(
+        config.cell.gates(),
+        config.hidden,
+        schedule.batch(),
+    ));
+    // On the way back the products are shared by output, whatever the recursion does.
+    let shares = match pass {
+        Pass::Forward => shares.saturating_mul(directions),
+        Pass::Backward => usize::MAX,
+    };
     most.min(work / WORTH_A_THREAD).min(shares).max(1)
 }
 
-/// The rows of each share, where `threads` work on `directions` at once.
-pub fn row_ranges(schedule: &Schedule, threads: usize, directions: usize) -> Vec<Range<usize>> {
-    schedule.split_rows(threads.div_ceil(directions))
+/// How many workers a step of all rows is worth, if they share its units.
+fn unit_parts(gates: usize, hidden: usize, batch: usize) -> usize {
+    (gates * hidden)
+        .saturating_mul(hidden)
+        .saturating_mul(batch)
+        / WORTH_A_MEETING
+}
+
+/// How a direction is cut into shares: every range of rows times every range of units.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cuts {
+    /// Ranges of rows; each goes through all of time alone.
+    pub rows: Vec<Range<usize>>,
+    /// Ranges of units; those of the same rows meet at every step.
+    pub units: Vec<Range<usize>>,
+}
+
+impl Cuts {
+    /// For `hidden` units of `gates` gates, where `threads` work on each direction, of which `cores` can
+    /// run side by side. Units are cut at multiples of `grain`, so that no panel is cut.
+    pub fn new(
+        schedule: &Schedule,
+        (gates, hidden): (usize, usize),
+        (threads, cores): (usize, usize),
+        grain: usize,
+    ) -> Self {
+        let batch = schedule.batch();
+        let parts = threads
+            .min(cores)
+            .min(unit_parts(gates, hidden, batch))
+            .min(hidden / grain);
+        if batch >= threads || parts <= batch {
+            return Self {
+                rows: schedule.split_rows(threads),
+                units: std::iter::once(0..hidden).collect(),
+            };
+        }
+        let grains = hidden.div_ceil(grain);
+        let cut = |part: usize| (grains * part / parts * grain).min(hidden);
+        Self {
+            rows: std::iter::once(0..batch).collect(),
+            units: (0..parts).map(|part| cut(part)..cut(part + 1)).collect(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -101,9 +158,28 @@ mod tests {
     fn forward_shares_both_directions_and_backward_one() {
         let schedule = Schedule::dense(1000, 3).unwrap();
         let threads = |pass| threads(&config(true), &schedule, pass, 1, 8);
-        assert_eq!((threads(Pass::Forward), threads(Pass::Backward)), (6, 3));
-        assert_eq!(row_ranges(&schedule, 6, 2), [0..1, 1..2, 2..3]);
-        assert_eq!(row_ranges(&schedule, 3, 2), [0..2, 2..3]);
+        assert_eq!((threads(Pass::Forward), threads(Pass::Backward)), (6, 8));
+        let rows = |threads| Cuts::new(&schedule, (4, 100), (threads, 8), 16).rows;
+        assert_eq!(rows(3), [0..1, 1..2, 2..3]);
+        assert_eq!(rows(2), [0..2, 2..3]);
+    }
+
+    #[test]
+    fn few_rows_of_long_steps_share_units_at_whole_panels() {
+        let cuts = |batch, hidden, threads, cores| {
+            let schedule = Schedule::dense(10, batch).unwrap();
+            let cuts = Cuts::new(&schedule, (4, hidden), (threads, cores), 64);
+            (cuts.rows.len(), cuts.units)
+        };
+        assert_eq!(cuts(1, 512, 2, 2), (1, vec![0..256, 256..512]));
+        assert_eq!(cuts(1, 500, 3, 4), (1, vec![0..128, 128..320, 320..500]));
+        // Never more than cores, than the work is worth, or than there are panels.
+        assert_eq!(cuts(1, 512, 8, 2).1.len(), 2);
+        assert_eq!(cuts(1, 256, 8, 8).1.len(), 2);
+        assert_eq!(cuts(1, 128, 2, 2), (1, vec![0..128]));
+        // Rows suffice.
+        assert_eq!(cuts(2, 512, 2, 2), (2, vec![0..512]));
+        assert_eq!(cuts(3, 512, 4, 4).1.len(), 4);
     }
 
     #[test]

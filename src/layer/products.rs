@@ -12,7 +12,9 @@ use std::ops::Range;
 
 use crate::cell::Spec;
 use crate::error::Result;
-use crate::gemm::kernel::{MAX_ROWS, MAX_VECTORS, Product, Rows, max_rows, multiply};
+use crate::gemm::kernel::{
+    Begin, Joint, MAX_ROWS, MAX_VECTORS, Product, Rows, Term, max_rows, multiply,
+};
 use crate::gemm::pack::Panels;
 use crate::layer::forward::tiles;
 use crate::layer::weights::{Lanes, columns_per_panel};
@@ -23,6 +25,8 @@ use crate::simd::{Element, Kernel, Simd, Vector};
 /// A chunk whose dpre is smaller than this is read where it lies; a larger one is packed first, because
 /// rows far apart waste the TLB. Between the 160 KB (AVX2) and 256 KB (AVX-512) measured best.
 const DIRECT_BYTES: usize = 200 << 10;
+/// Rows of the right operand so far apart are packed too.
+const FAR_APART: usize = 2 << 10;
 /// Part of a panel that should stay in L2 while rows pass over it.
 const PANEL_BYTES: usize = 256 << 10;
 
@@ -240,11 +244,11 @@ fn take<'a, E>(rest: &mut &'a mut [E], len: usize) -> &'a mut [E] {
     taken
 }
 
-impl<E: Element> Kernel<E> for ProductShare<'_, E> {
+impl<E: Element> Kernel<E> for &mut ProductShare<'_, E> {
     type Output = Result<()>;
 
     #[inline(always)]
-    fn run<S: Simd<E>>(mut self, s: S) -> Result<()> {
+    fn run<S: Simd<E>>(self, s: S) -> Result<()> {
         if self.chunk.rows == 0 {
             return Ok(());
         }
@@ -293,8 +297,9 @@ impl<E: Element> ProductShare<'_, E> {
             return Ok(());
         }
         let direct = is_direct::<E>(rows, self.extent);
-        let per_panel = columns_per_panel(S::REGISTERS) * S::LANES;
-        // Both operands of a tile must be cut the same way, so the widest panel decides.
+        // A narrow operand has tall tiles. All panels are cut the same way, so the widest decides.
+        let vectors = n.div_ceil(S::LANES).min(columns_per_panel(S::REGISTERS));
+        let per_panel = vectors * S::LANES;
         let most = max_rows(S::REGISTERS, per_panel / S::LANES);
         if !direct {
             self.pack_left(pre.clone(), most);
@@ -305,7 +310,7 @@ impl<E: Element> ProductShare<'_, E> {
             let vectors = columns.div_ceil(S::LANES);
             let width = vectors * S::LANES;
             let whole = columns == width;
-            let packed = !direct || !whole;
+            let packed = !whole || n * size_of::<E>() >= FAR_APART;
             if packed {
                 self.pack_right(&right[column..], n, columns, width);
             }
@@ -325,7 +330,7 @@ impl<E: Element> ProductShare<'_, E> {
                         depth_stride: tile.len() as isize,
                     }
                 };
-                // Directly read operands run backwards; packed ones were packed that way.
+                // Directly read operands may run backwards; packed ones were packed that way.
                 let (panel, panel_stride): (&[E], isize) = if packed {
                     (&self.space.right, width as isize)
                 } else {
@@ -362,9 +367,15 @@ impl<E: Element> ProductShare<'_, E> {
                     } else {
                         rows - 1 - k
                     };
-                    let from = row * stride + pre.start;
-                    let from = &self.chunk.pre[from + tile.start..from + tile.end];
-                    to[k * tile.len()..][..tile.len()].copy_from_slice(from);
+                    let from = &self.chunk.pre[row * stride + pre.start + tile.start..];
+                    let to = &mut to[k * tile.len()..];
+                    // The usual tile in one piece: a copy of unknown length is a call.
+                    match tile.len() {
+                        6 => to[..6].copy_from_slice(&from[..6]),
+                        12 => to[..12].copy_from_slice(&from[..12]),
+                        5 => to[..5].copy_from_slice(&from[..5]),
+                        len => to[..len].copy_from_slice(&from[..len]),
+                    }
                 }
             }
         }
@@ -382,12 +393,34 @@ impl<E: Element> ProductShare<'_, E> {
 
     #[inline(always)]
     fn bias<S: Simd<E>>(&mut self, s: S, pre: Range<usize>, out: &mut [E]) -> Result<()> {
-        for k in 0..self.chunk.rows {
-            let from = self.met(k) * self.pre_stride();
-            let row = &self.chunk.pre[from + pre.start..from + pre.end];
-            for (sum, value) in out.chunks_mut(S::LANES).zip(row.chunks(S::LANES)) {
-                (s.load_partial(sum) + s.load_partial(value)).store_partial(sum);
+        // A few columns at a time, so that their sums stay in registers.
+        const VECTORS: usize = 4;
+        let whole = out.len() / (VECTORS * S::LANES) * VECTORS * S::LANES;
+        let stride = self.pre_stride();
+        for column in (0..whole).step_by(VECTORS * S::LANES) {
+            let mut sums = [s.splat(E::ZERO); VECTORS];
+            for v in 0..VECTORS {
+                sums[v] = s.load(&out[column + v * S::LANES..]);
             }
+            for k in 0..self.chunk.rows {
+                let from = self.met(k) * stride + pre.start + column;
+                let row = &self.chunk.pre[from..from + VECTORS * S::LANES];
+                for v in 0..VECTORS {
+                    sums[v] = sums[v] + s.load(&row[v * S::LANES..]);
+                }
+            }
+            for v in 0..VECTORS {
+                sums[v].store(&mut out[column + v * S::LANES..]);
+            }
+        }
+        for column in (whole..out.len()).step_by(S::LANES) {
+            let end = out.len().min(column + S::LANES);
+            let mut sum = s.load_partial(&out[column..end]);
+            for k in 0..self.chunk.rows {
+                let from = self.met(k) * stride + pre.start;
+                sum = sum + s.load_partial(&self.chunk.pre[from + column..from + end]);
+            }
+            sum.store_partial(&mut out[column..end]);
         }
         self.meter.spend(self.chunk.rows * pre.len())
     }
@@ -467,13 +500,16 @@ fn multiply_into<E: Element, S: Simd<E>>(
         Product {
             rows,
             vectors,
-            depth,
-            a,
-            panel,
-            panel_stride,
+            begin: if fresh { Begin::Zero } else { Begin::Sums },
+            terms: &[Term {
+                joint: Joint::Add,
+                depth,
+                a,
+                panel,
+                panel_stride,
+            }],
             sums,
             sums_stride,
-            fresh,
         },
     );
     if !whole {

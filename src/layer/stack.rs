@@ -8,7 +8,7 @@ use crate::layer::config::Config;
 use crate::layer::dropout::Masks;
 use crate::layer::plan::Pass;
 use crate::layer::tape::Tape;
-use crate::memory::{probe, product};
+use crate::memory::{Buffer, probe, product};
 use crate::parallel::Watch;
 use crate::shape::Schedule;
 use crate::simd::{Element, Level};
@@ -61,7 +61,7 @@ pub struct ForwardOptions {
 #[derive(Debug)]
 pub struct Output<E> {
     /// (T, B, M), or (B, T, M).
-    pub y: Vec<E>,
+    pub y: Buffer<E>,
     /// h, and c of an LSTM: (L*D, B, H) each.
     pub state: Vec<Vec<E>>,
     /// For `backward`, when training.
@@ -79,11 +79,11 @@ pub struct BackwardOptions {
 #[derive(Debug)]
 pub struct Gradients<E> {
     /// As x.
-    pub x: Vec<E>,
+    pub x: Buffer<E>,
     /// As the state.
     pub state: Vec<Vec<E>>,
     /// As the parameters, in their order.
-    pub params: Vec<Vec<E>>,
+    pub params: Vec<Buffer<E>>,
     /// Direction by direction, when wanted.
     pub state_grads: Vec<StateGradients<E>>,
 }
@@ -92,13 +92,13 @@ pub struct Gradients<E> {
 #[derive(Debug)]
 pub struct StateGradients<E> {
     /// (T, B, H) or (B, T, H): dL/dh_t.
-    pub h: Vec<E>,
+    pub h: Buffer<E>,
     /// Likewise dL/dc_t, of a cell with c.
-    pub c: Option<Vec<E>>,
+    pub c: Option<Buffer<E>>,
 }
 
 /// A gate's name and its activation, (T, B, H) or (B, T, H), 0 beyond the lengths.
-pub type NamedGate<E> = (&'static str, Vec<E>);
+pub type NamedGate<E> = (&'static str, Buffer<E>);
 
 /// Recurrent layers on top of each other.
 #[derive(Clone, Debug)]

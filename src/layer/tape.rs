@@ -99,7 +99,7 @@ pub struct Tape<E> {
     pub(crate) batch_first: bool,
     pub(crate) masks: Option<Masks>,
     /// [N, I] of each layer.
-    pub(crate) inputs: Vec<Vec<E>>,
+    pub(crate) inputs: Vec<Buffer<E>>,
     /// Layer by layer, direction by direction.
     pub(crate) directions: Vec<DirectionTape<E>>,
 }
@@ -107,7 +107,7 @@ pub struct Tape<E> {
 impl<E: Element> Tape<E> {
     /// Bytes held, the copy of x included.
     pub fn nbytes(&self) -> usize {
-        let mut values: usize = self.inputs.iter().map(Vec::len).sum();
+        let mut values: usize = self.inputs.iter().map(|x| x.len()).sum();
         for direction in &self.directions {
             values += direction.last.len() + direction.outputs.len();
             for segment in &direction.segments {

@@ -59,13 +59,9 @@ pub const fn columns_per_panel(registers: usize) -> usize {
     if registers >= 32 { MAX_VECTORS } else { 2 }
 }
 
-/// Blocks of units in a forward panel: a cell with one gate takes several, to fill its tile.
-pub const fn blocks_per_panel(spec: &Spec, registers: usize) -> usize {
-    if spec.slots == 1 {
-        columns_per_panel(registers)
-    } else {
-        1
-    }
+/// Blocks of units in a forward panel: a cell with one gate takes two, to fill its tile.
+pub const fn blocks_per_panel(slots: usize) -> usize {
+    if slots == 1 { 2 } else { 1 }
 }
 
 fn gates_of(spec: &Spec, slots: std::ops::Range<usize>) -> Vec<usize> {
@@ -93,7 +89,7 @@ impl<E: Element> ForwardWeights<E> {
         params: Params<'_, E>,
         (hidden, features): (usize, usize),
     ) -> Result<Self> {
-        let per_panel = blocks_per_panel(spec, lanes.registers);
+        let per_panel = blocks_per_panel(spec.slots);
         let pack = |weights, slots, depth| {
             Panels::by_unit(
                 team,
@@ -150,23 +146,27 @@ impl<E: Element> ForwardWeights<E> {
 }
 
 /// Packed for backward.
-pub struct BackwardWeights<E> {
+pub struct BackwardWeights<'a, E> {
+    /// U as the caller has it, for single rows.
+    pub weight_hh: &'a [E],
     /// U as it is, depth over the recurrent slots.
-    pub recurrent: Panels<E>,
+    recurrent: Option<Panels<E>>,
     /// U as it is, depth over the candidate's slots.
-    pub candidate: Option<Panels<E>>,
+    candidate: Option<Panels<E>>,
     /// W as it is, depth over the input slots.
     pub input: Panels<E>,
 }
 
-impl<E: Element> BackwardWeights<E> {
-    /// Packs `params` of a cell like `spec` with `hidden` units and `features` inputs.
+impl<'a, E: Element> BackwardWeights<'a, E> {
+    /// Packs `params` of a cell like `spec` with `hidden` units and `features` inputs; U only if a share
+    /// has `several_rows`.
     pub fn pack(
         spec: &Spec,
         team: &Team<'_>,
         lanes: Lanes,
-        params: Params<'_, E>,
+        params: Params<'a, E>,
         (hidden, features): (usize, usize),
+        several_rows: bool,
     ) -> Result<Self> {
         let pack = |weights, slots, columns| {
             let gates = gates_of(spec, slots);
@@ -179,17 +179,28 @@ impl<E: Element> BackwardWeights<E> {
                 lanes.column_vectors(),
             )
         };
-        let recurrent = pack(params.weight_hh, spec.recurrent(), hidden)?;
-        let candidate = if spec.has_reset_stage() {
-            Some(pack(params.weight_hh, spec.candidate(), hidden)?)
-        } else {
-            None
+        let of = |slots, wanted: bool| {
+            let packed = wanted.then(|| pack(params.weight_hh, slots, hidden));
+            packed.transpose()
         };
-        let input = pack(params.weight_ih, 0..spec.input, features)?;
         Ok(Self {
-            recurrent,
-            candidate,
-            input,
+            weight_hh: params.weight_hh,
+            recurrent: of(spec.recurrent(), several_rows)?,
+            candidate: of(spec.candidate(), several_rows && spec.has_reset_stage())?,
+            input: pack(params.weight_ih, 0..spec.input, features)?,
         })
+    }
+
+    /// U, for several rows: of the recurrent slots, or of the candidate's.
+    ///
+    /// # Panics
+    /// When it was not packed.
+    pub fn panels(&self, candidate: bool) -> &Panels<E> {
+        let panels = if candidate {
+            &self.candidate
+        } else {
+            &self.recurrent
+        };
+        panels.as_ref().expect("packed for shares of several rows")
     }
 }

@@ -8,8 +8,9 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
+use super::arrays::{array, small_array};
 use super::detach;
-use super::stack::{Number, array, borrow, execution, is_plain, not_plain, slice};
+use super::stack::{Number, borrow, execution, is_plain, not_plain, slice};
 use crate::error::{Error, shape_text};
 use crate::layer::{self, Input};
 use crate::memory;
@@ -61,13 +62,24 @@ impl Frozen {
         x_t: &Bound<'py, PyAny>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        with_streams!(self, streams => step(streams, x_t, out))
+        with_streams!(self, streams => step(streams, x_t, out, 1))
     }
 
     /// Run over a whole sequence in the layer's layout, from the state at hand; return y alone.
     fn run<'py>(&mut self, x: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let batch_first = self.batch_first;
         with_streams!(self, streams => run(streams, x, batch_first))
+    }
+
+    /// Advance by that many steps of the same `x_t` and return the last result.
+    ///
+    /// Benchmarks time it: divided by `times` it is what `step` takes without the way in and out.
+    fn _repeat_step<'py>(
+        &mut self,
+        x_t: &Bound<'py, PyAny>,
+        times: usize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        with_streams!(self, streams => step(streams, x_t, None, times))
     }
 
     /// The state: h (L, B, H), for an LSTM the pair (h, c); setting it copies.
@@ -120,6 +132,7 @@ fn step<'py, E: Number>(
     streams: &mut layer::Frozen<E>,
     x_t: &Bound<'py, PyAny>,
     out: Option<Bound<'py, PyAny>>,
+    times: usize,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = x_t.py();
     let x = converted::<E>("x_t", x_t)?;
@@ -143,9 +156,14 @@ fn step<'py, E: Number>(
     };
     let Some(out) = out else {
         let mut y = memory::zeros(batch * hidden, "y_t")?;
-        // SAFETY: `x` is plain (`converted`), and nothing of it outlives this call.
-        advance(py, streams, unsafe { values(&x) }, &mut y)?;
-        return array(py, y, shape);
+        for turn in 1..=times {
+            // SAFETY: `x` is plain (`converted`), and nothing of it outlives this call.
+            advance(py, streams, unsafe { values(&x) }, &mut y)?;
+            if turn % CALLS_A_SIGNAL == 0 {
+                py.check_signals()?;
+            }
+        }
+        return small_array(py, y, shape);
     };
     let target = writeable::<E>(&out, shape, &x)?;
     // SAFETY: both are plain, `target` may be written to and shares no memory with `x`
@@ -204,6 +222,9 @@ fn writeable<'a, 'py, E: Number>(
     }
     Ok(target)
 }
+
+/// Steps between two looks for signals, where one call makes many.
+const CALLS_A_SIGNAL: usize = 1024;
 
 /// Multiply-adds from which a step releases the interpreter: half a millisecond, where a fifth of a
 /// microsecond more does not count.
@@ -272,7 +293,7 @@ fn state<'py, E: Number>(
     let mut members = streams
         .state()?
         .into_iter()
-        .map(|part| array(py, part, &shape))
+        .map(|part| small_array(py, part, &shape))
         .collect::<PyResult<Vec<_>>>()?;
     match members.len() {
         1 => Ok(members.remove(0)),

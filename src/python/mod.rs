@@ -4,8 +4,10 @@
 //! Two things happen here and nowhere else: [`detach`] releases the interpreter, and the one
 //! `From<Error> for PyErr` gives every error its Python exception.
 
+mod arrays;
 mod config;
 mod frozen;
+mod peak;
 mod stack;
 mod tensors;
 
@@ -27,6 +29,8 @@ mod _core {
     use super::config::{cores, get_level, get_num_threads, levels, set_level, set_num_threads};
     #[pymodule_export]
     use super::frozen::Frozen;
+    #[pymodule_export]
+    use super::peak::multiply_add;
     #[pymodule_export]
     use super::stack::{Stack, Tape};
     #[pymodule_export]

@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use numpy::ndarray::ArrayD;
 use numpy::{
     Element as NumpyElement, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods,
 };
@@ -11,6 +10,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
+use super::arrays::{array, small_array};
 use super::frozen::{AnyStreams, Frozen};
 use super::{config, detach};
 use crate::cell::Update;
@@ -487,7 +487,7 @@ impl Stack {
         let shape = [config.layers * config.directions(), batch, config.hidden];
         let members: Vec<_> = state
             .into_iter()
-            .map(|part| array(py, part, &shape))
+            .map(|part| small_array(py, part, &shape))
             .collect::<PyResult<_>>()?;
         PyTuple::new(py, members)
     }
@@ -590,16 +590,4 @@ fn slices<'a, E: NumpyElement>(arrays: &'a [PyReadonlyArrayDyn<'_, E>]) -> PyRes
         slices.push(slice("array", array)?);
     }
     Ok(slices)
-}
-
-/// A fresh NumPy array that takes over `values`.
-pub(crate) fn array<'py, E: Number>(
-    py: Python<'py>,
-    values: Vec<E>,
-    shape: &[usize],
-) -> PyResult<Bound<'py, PyAny>> {
-    let shaped = ArrayD::from_shape_vec(shape, values).map_err(|error| {
-        PyValueError::new_err(format!("internal error, please report it: {error}"))
-    })?;
-    Ok(PyArrayDyn::from_owned_array(py, shaped).into_any())
 }

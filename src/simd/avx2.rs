@@ -2,7 +2,7 @@
 //!
 //! Partial vectors go through masked loads and stores, whose masks are windows of one static array.
 
-use super::{Element, Kernel, Simd, Vector};
+use super::{Broadcast, Element, Kernel, Lanewise, Simd, Vector};
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -113,9 +113,7 @@ macro_rules! avx2 {
             }
         }
 
-        impl Vector<$E> for $V {
-            const LANES: usize = $lanes;
-
+        impl Lanewise<$E> for $V {
             #[inline(always)]
             fn mul_add(self, b: Self, c: Self) -> Self {
                 // SAFETY: a vector proves the instructions.
@@ -178,6 +176,10 @@ macro_rules! avx2 {
                 // SAFETY: a vector proves the instructions.
                 Self(unsafe { $and($cmp::<_CMP_NLE_UQ>(gate.0, $zero()), self.0) })
             }
+        }
+
+        impl Vector<$E> for $V {
+            const LANES: usize = $lanes;
 
             #[inline(always)]
             fn interleave(self, other: Self) -> (Self, Self) {
@@ -205,15 +207,18 @@ macro_rules! avx2 {
             }
         }
 
-        impl Simd<$E> for Avx2 {
+        impl Broadcast<$E> for Avx2 {
             type V = $V;
-            const REGISTERS: usize = 16;
 
             #[inline(always)]
             fn splat(self, x: $E) -> $V {
                 // SAFETY: the token proves the instructions.
                 $V(unsafe { $set1(x) })
             }
+        }
+
+        impl Simd<$E> for Avx2 {
+            const REGISTERS: usize = 16;
 
             #[inline(always)]
             unsafe fn load_raw(self, from: *const $E) -> $V {

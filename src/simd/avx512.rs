@@ -2,7 +2,7 @@
 //!
 //! Partial vectors and selections go through the mask registers.
 
-use super::{Element, Kernel, Simd, Vector};
+use super::{Broadcast, Element, Kernel, Lanewise, Simd, Vector};
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -108,9 +108,7 @@ macro_rules! avx512 {
             }
         }
 
-        impl Vector<$E> for $V {
-            const LANES: usize = $lanes;
-
+        impl Lanewise<$E> for $V {
             #[inline(always)]
             fn mul_add(self, b: Self, c: Self) -> Self {
                 // SAFETY: a vector proves the instructions.
@@ -173,6 +171,10 @@ macro_rules! avx512 {
                 // SAFETY: a vector proves the instructions.
                 Self(unsafe { $maskmov($cmp::<_CMP_NLE_UQ>(gate.0, $zero()), self.0) })
             }
+        }
+
+        impl Vector<$E> for $V {
+            const LANES: usize = $lanes;
 
             #[inline(always)]
             fn interleave(self, other: Self) -> (Self, Self) {
@@ -199,15 +201,18 @@ macro_rules! avx512 {
             }
         }
 
-        impl Simd<$E> for Avx512 {
+        impl Broadcast<$E> for Avx512 {
             type V = $V;
-            const REGISTERS: usize = 32;
 
             #[inline(always)]
             fn splat(self, x: $E) -> $V {
                 // SAFETY: the token proves the instructions.
                 $V(unsafe { $set1(x) })
             }
+        }
+
+        impl Simd<$E> for Avx512 {
+            const REGISTERS: usize = 32;
 
             #[inline(always)]
             unsafe fn load_raw(self, from: *const $E) -> $V {

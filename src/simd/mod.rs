@@ -6,7 +6,7 @@
 //! time by a [`Level`], a small value that is detected once and then passed down:
 //!
 //! ```
-//! use rnncore::simd::{Element, Kernel, Level, Simd, Vector};
+//! use rnncore::simd::{Element, Kernel, Lanewise, Level, Simd, Vector};
 //!
 //! /// y += a * x
 //! struct Axpy<'a> {
@@ -55,8 +55,8 @@
 //! | `avx512`   | AVX-512 F, DQ, BW and VL, with AVX2 and FMA  | 16        | 8         | `avx512.rs`   |
 //! | `neon`     | AArch64, which always has it                 | 4         | 2         | `neon.rs`     |
 //!
-//! All of them agree bit for bit on every operation but [`Vector::mul_add`] and
-//! [`Vector::neg_mul_add`], which round once where the level has a fused multiply-add and twice on
+//! All of them agree bit for bit on every operation but [`Lanewise::mul_add`] and
+//! [`Lanewise::neg_mul_add`], which round once where the level has a fused multiply-add and twice on
 //! `portable`. (The bits of a NaN are nobody's promise; that it is one, is.)
 
 #![allow(unsafe_code)] // intrinsics and raw pointers live here, so that kernels need few of either
@@ -65,6 +65,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod group;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
@@ -80,6 +81,7 @@ use std::sync::OnceLock;
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+pub use group::{Group, Grouped};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 pub use portable::Portable;
@@ -137,19 +139,22 @@ pub trait Kernel<E: Element> {
     fn run<S: Simd<E>>(self, s: S) -> Self::Output;
 }
 
-/// A token: the proof that an instruction set is there.
-pub trait Simd<E: Element>: Copy + Send + Sync + 'static {
-    /// The vector of this level.
-    type V: Vector<E>;
+/// Whose numbers are computed with: all that an equation asks of an instruction set.
+pub trait Broadcast<E: Element>: Copy {
+    /// The numbers.
+    type V: Lanewise<E>;
 
+    /// `x` in every lane.
+    fn splat(self, x: E) -> Self::V;
+}
+
+/// A token: the proof that an instruction set is there. Its numbers are the vector of this level.
+pub trait Simd<E: Element>: Broadcast<E, V: Vector<E>> + Send + Sync + 'static {
     /// Numbers in one vector.
     const LANES: usize = <Self::V as Vector<E>>::LANES;
 
     /// Architectural vector registers: what bounds a kernel's register tile.
     const REGISTERS: usize;
-
-    /// `x` in every lane.
-    fn splat(self, x: E) -> Self::V;
 
     /// The first `LANES` values of `from`.
     ///
@@ -188,8 +193,8 @@ pub trait Simd<E: Element>: Copy + Send + Sync + 'static {
     fn enter<K: Kernel<E>>(self, kernel: K) -> K::Output;
 }
 
-/// Some numbers, one a lane. Every operation works lane by lane.
-pub trait Vector<E: Element>:
+/// Numbers of which every operation works lane by lane.
+pub trait Lanewise<E: Element>:
     Copy
     + Send
     + Sync
@@ -199,9 +204,6 @@ pub trait Vector<E: Element>:
     + Div<Output = Self>
     + Neg<Output = Self>
 {
-    /// Numbers in one vector.
-    const LANES: usize;
-
     /// `self * b + c`: rounded once, except on `portable`, which multiplies and then adds.
     fn mul_add(self, b: Self, c: Self) -> Self;
 
@@ -238,6 +240,12 @@ pub trait Vector<E: Element>:
 
     /// Lanes of `self` where `!(gate <= 0)`, which a NaN satisfies; +0 elsewhere.
     fn select_positive(self, gate: Self) -> Self;
+}
+
+/// Some numbers, one a lane, that come from memory and return to it.
+pub trait Vector<E: Element>: Lanewise<E> {
+    /// Numbers in one vector.
+    const LANES: usize;
 
     /// The lanes of both in turn, `self` first: the lower halves, then the upper halves. Transposes are
     /// made of it.

@@ -4,7 +4,7 @@
 //! other levels, so both are a comparison and a selection here. Partial vectors pass through a small
 //! array: the instruction set has no masked loads and stores.
 
-use super::{Element, Kernel, Simd, Vector};
+use super::{Broadcast, Element, Kernel, Lanewise, Simd, Vector};
 use std::arch::aarch64::*;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -97,9 +97,7 @@ macro_rules! neon {
             }
         }
 
-        impl Vector<$E> for $V {
-            const LANES: usize = $lanes;
-
+        impl Lanewise<$E> for $V {
             #[inline(always)]
             fn mul_add(self, b: Self, c: Self) -> Self {
                 // SAFETY: a vector proves the instructions.
@@ -160,6 +158,10 @@ macro_rules! neon {
                 // SAFETY: a vector proves the instructions.
                 self.clear(unsafe { $less_equal(gate.0, $dup(0.0)) })
             }
+        }
+
+        impl Vector<$E> for $V {
+            const LANES: usize = $lanes;
 
             #[inline(always)]
             fn interleave(self, other: Self) -> (Self, Self) {
@@ -190,15 +192,18 @@ macro_rules! neon {
             }
         }
 
-        impl Simd<$E> for Neon {
+        impl Broadcast<$E> for Neon {
             type V = $V;
-            const REGISTERS: usize = 32;
 
             #[inline(always)]
             fn splat(self, x: $E) -> $V {
                 // SAFETY: the token proves the instructions.
                 $V(unsafe { $dup(x) })
             }
+        }
+
+        impl Simd<$E> for Neon {
+            const REGISTERS: usize = 32;
 
             #[inline(always)]
             unsafe fn load_raw(self, from: *const $E) -> $V {

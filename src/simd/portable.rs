@@ -4,7 +4,7 @@
 //! It multiplies and adds in two roundings: where the baseline lacks a fused multiply-add, asking for
 //! one would call a function for every lane.
 
-use super::{Element, Kernel, Simd, Vector};
+use super::{Broadcast, Element, Kernel, Lanewise, Simd, Vector};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// The token of the portable level, which proves nothing and needs nothing.
@@ -80,9 +80,7 @@ macro_rules! portable {
             }
         }
 
-        impl Vector<$E> for $V {
-            const LANES: usize = $lanes;
-
+        impl Lanewise<$E> for $V {
             #[inline(always)]
             fn mul_add(self, b: Self, c: Self) -> Self {
                 self * b + c
@@ -133,6 +131,10 @@ macro_rules! portable {
             fn select_positive(self, gate: Self) -> Self {
                 self.zip(gate, |a, gate| if gate <= 0.0 { 0.0 } else { a })
             }
+        }
+
+        impl Vector<$E> for $V {
+            const LANES: usize = $lanes;
 
             #[inline(always)]
             fn interleave(self, other: Self) -> (Self, Self) {
@@ -161,18 +163,21 @@ macro_rules! portable {
             }
         }
 
-        impl Simd<$E> for Portable {
+        impl Broadcast<$E> for Portable {
             type V = $V;
-            const REGISTERS: usize = if cfg!(target_arch = "aarch64") {
-                32
-            } else {
-                16
-            };
 
             #[inline(always)]
             fn splat(self, x: $E) -> $V {
                 $V([x; $lanes])
             }
+        }
+
+        impl Simd<$E> for Portable {
+            const REGISTERS: usize = if cfg!(target_arch = "aarch64") {
+                32
+            } else {
+                16
+            };
 
             #[inline(always)]
             unsafe fn load_raw(self, from: *const $E) -> $V {

@@ -20,7 +20,7 @@ use crate::layer::merge::{merge_backward, pack, unpack};
 use crate::layer::products::ParamGradients;
 use crate::layer::stack::{BackwardOptions, Gradients, StateGradients};
 use crate::layer::tape::{DirectionTape, Kept, Segment, Tape, outputs};
-use crate::memory::{product, zeros};
+use crate::memory::{Buffer, Values, product};
 use crate::simd::Element;
 
 /// A call on its way back through the layers.
@@ -59,14 +59,11 @@ impl Call<'_> {
             if layer > 0 {
                 self.drop_between(layer - 1, &mut dx)?;
             }
-            sequence = Some(Cow::Owned(dx));
+            sequence = Some(Values::Owned(dx));
         }
         let mut gradients = pass.gradients;
-        let (packed, width) = (
-            sequence.map(Cow::into_owned).unwrap_or_default(),
-            self.config.input,
-        );
-        let what = "the gradient of x (T * B * I)";
+        let (width, what) = (self.config.input, "the gradient of x (T * B * I)");
+        let packed = sequence.expect("there is a layer").into_owned(what)?;
         gradients.x = unpack(
             packed,
             self.schedule,
@@ -80,9 +77,9 @@ impl Call<'_> {
     }
 
     fn new_gradients<E: Element>(&self, params: &[&[E]]) -> Result<Gradients<E>> {
-        let zeros = |like: &&[E]| zeros(like.len(), "the gradients of the parameters");
+        let zeros = |like: &&[E]| Buffer::zeroed(like.len(), "the gradients of the parameters");
         Ok(Gradients {
-            x: Vec::new(),
+            x: Buffer::stale(0, "the gradient of x")?,
             state: self.new_state("the gradient of the state (L * D * B * H)")?,
             params: params.iter().map(zeros).collect::<Result<_>>()?,
             state_grads: Vec::new(),
@@ -94,13 +91,13 @@ impl Call<'_> {
         &self,
         dy: Option<&'y [E]>,
         batch_first: bool,
-    ) -> Result<Option<Cow<'y, [E]>>> {
+    ) -> Result<Option<Values<'y, E>>> {
         let (schedule, width) = (self.schedule, self.config.output());
         let packed = |dy| match schedule.is_plain(batch_first) {
-            true => Ok(Cow::Borrowed(dy)),
+            true => Ok(Values::Borrowed(dy)),
             false => {
                 let what = "the copy of dy (T * B * M)";
-                pack(dy, schedule, batch_first, width, what, &self.meter()).map(Cow::Owned)
+                pack(dy, schedule, batch_first, width, what, &self.meter()).map(Values::Owned)
             }
         };
         dy.map(packed).transpose()
@@ -117,18 +114,18 @@ impl Call<'_> {
         let (layer, reverse) = self.place(index);
         if self.is_side_by_side() {
             return Ok(OutputGradient {
-                values: Cow::Borrowed(dy),
+                values: Values::Borrowed(dy),
                 width: self.config.output(),
                 column: usize::from(reverse) * hidden,
             });
         }
         let values = match self.config.merge {
-            Merge::Sum | Merge::Concat => Cow::Borrowed(dy),
-            Merge::Mean => Cow::Owned(merge_backward(dy, None, &self.meter())?),
+            Merge::Sum | Merge::Concat => Values::Borrowed(dy),
+            Merge::Mean => Values::Owned(merge_backward(dy, None, &self.meter())?),
             Merge::Mul => {
                 let other = &tape.directions[self.indices(layer)][usize::from(!reverse)];
                 let outputs = self.outputs_of(other, !reverse)?;
-                Cow::Owned(merge_backward(dy, Some(&outputs), &self.meter())?)
+                Values::Owned(merge_backward(dy, Some(&outputs), &self.meter())?)
             }
         };
         Ok(OutputGradient {
@@ -168,7 +165,7 @@ impl Call<'_> {
         }
         let what = "the gradients of the states (T * B * H)";
         let len = product(&[self.schedule.packed_rows(), self.config.hidden], what)?;
-        let zeros = || zeros(len, what);
+        let zeros = || Buffer::zeroed(len, what);
         Ok(Some(StateGradients {
             h: zeros()?,
             c: self.spec.has_cell.then(zeros).transpose()?,
@@ -178,12 +175,13 @@ impl Call<'_> {
 
 impl<E: Element> BackwardPass<'_, E> {
     /// Back through one layer, both directions: [N, I] from [N, M].
-    fn layer(&mut self, layer: usize, dy: Option<&[E]>) -> Result<Vec<E>> {
+    fn layer(&mut self, layer: usize, dy: Option<&[E]>) -> Result<Buffer<E>> {
         let (call, tape) = (self.call, self.tape);
         let masks = call.recurrent_masks::<E>(layer)?;
         let what = "the gradient of x (T * B * I)";
         let sizes = [call.schedule.packed_rows(), call.config.input_of(layer)];
-        let mut dx = zeros(product(&sizes, what)?, what)?;
+        // Every row of every chunk is written.
+        let mut dx = Buffer::stale(product(&sizes, what)?, what)?;
         let mut shown = Vec::new();
         for (index, mask) in call.indices(layer).zip(&masks) {
             let direction = call.direction(index, mask.as_deref(), &tape.inputs[layer]);

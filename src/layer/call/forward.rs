@@ -7,7 +7,6 @@
 //!   x = dropout(merge(y))
 //! ```
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::error::Result;
@@ -16,11 +15,10 @@ use crate::layer::call::Call;
 use crate::layer::direction::{Direction, ForwardBuffers, ForwardRun};
 use crate::layer::forward::ForwardShare;
 use crate::layer::merge::{merge, pack, unpack};
-use crate::layer::plan;
 use crate::layer::stack::{ForwardOptions, Input, Output};
 use crate::layer::tape::{DirectionTape, Kept, Segment, StepTape, Tape, segments};
 use crate::layer::weights::ForwardWeights;
-use crate::memory::{copied, product, reserved, zeros};
+use crate::memory::{Buffer, Values, copied, product, reserved};
 use crate::parallel::Team;
 use crate::simd::Element;
 
@@ -70,15 +68,17 @@ impl Call<'_> {
         let mut sequence = self.packed(input, options.training)?;
         for layer in 0..self.config.layers {
             let y = pass.layer(layer, &sequence)?;
-            let x = std::mem::replace(&mut sequence, Cow::Owned(y));
-            if let Some(tape) = &mut pass.tape {
-                tape.inputs.push(x.into_owned());
-            }
+            let mut y = y;
             if layer + 1 < self.config.layers {
-                self.drop_between(layer, sequence.to_mut())?;
+                self.drop_between(layer, &mut y)?;
+            }
+            let x = std::mem::replace(&mut sequence, Values::Owned(y));
+            if let Some(tape) = &mut pass.tape {
+                tape.inputs.push(x.into_owned("the copy of x (T * B * I)")?);
             }
         }
-        let (packed, width) = (sequence.into_owned(), self.config.output());
+        let width = self.config.output();
+        let packed = sequence.into_owned("y (T * B * M)")?;
         Ok(Output {
             y: unpack(
                 packed,
@@ -106,11 +106,11 @@ impl Call<'_> {
     }
 
     /// x [N, I]: a copy when it must stay or is not packed.
-    fn packed<'x, E: Element>(&self, x: Input<'x, E>, stays: bool) -> Result<Cow<'x, [E]>> {
+    fn packed<'x, E: Element>(&self, x: Input<'x, E>, stays: bool) -> Result<Values<'x, E>> {
         let (schedule, width) = (self.schedule, self.config.input);
         if !stays && schedule.is_plain(x.batch_first) {
             let len = schedule.packed_rows() * width;
-            return Ok(Cow::Borrowed(&x.values[..len]));
+            return Ok(Values::Borrowed(&x.values[..len]));
         }
         let what = "the copy of x (T * B * I)";
         pack(
@@ -121,19 +121,20 @@ impl Call<'_> {
             what,
             &self.meter(),
         )
-        .map(Cow::Owned)
+        .map(Values::Owned)
     }
 
     /// [N, M] of all directions, or [N, H] of each.
-    fn new_outputs<E: Element>(&self) -> Result<Vec<Vec<E>>> {
+    fn new_outputs<E: Element>(&self) -> Result<Vec<Buffer<E>>> {
         let what = "the outputs (N * M)";
         let len = product(&[self.schedule.packed_rows(), self.config.output()], what)?;
         let count = if self.is_side_by_side() { 1 } else { 2 };
-        (0..count).map(|_| zeros(len, what)).collect()
+        // Every row of every step is written.
+        (0..count).map(|_| Buffer::stale(len, what)).collect()
     }
 
     /// Where each direction writes its part of `ys`.
-    fn output_fields<'y, E: Element>(&'y self, ys: &'y mut [Vec<E>]) -> Vec<Field<'y, E>> {
+    fn output_fields<'y, E: Element>(&'y self, ys: &'y mut [Buffer<E>]) -> Vec<Field<'y, E>> {
         let layout = Layout {
             schedule: self.schedule,
             first_step: 0,
@@ -151,9 +152,9 @@ impl Call<'_> {
     }
 
     /// One sequence [N, M].
-    fn merged<E: Element>(&self, ys: Vec<Vec<E>>) -> Result<Vec<E>> {
+    fn merged<E: Element>(&self, ys: Vec<Buffer<E>>) -> Result<Buffer<E>> {
         let mut ys = ys.into_iter();
-        let mut y = ys.next().unwrap_or_default();
+        let mut y = ys.next().expect("a layer has a direction");
         if let Some(reverse) = ys.next() {
             merge(self.config.merge, &mut y, &reverse, &self.meter())?;
         }
@@ -163,7 +164,7 @@ impl Call<'_> {
 
 impl<E: Element> ForwardPass<'_, E> {
     /// One layer, both directions: [N, M] from [N, I].
-    fn layer(&mut self, layer: usize, input: &[E]) -> Result<Vec<E>> {
+    fn layer(&mut self, layer: usize, input: &[E]) -> Result<Buffer<E>> {
         let (call, options) = (self.call, self.options);
         let masks = call.recurrent_masks::<E>(layer)?;
         let indices = call.indices(layer);
@@ -200,8 +201,7 @@ impl<E: Element> ForwardPass<'_, E> {
         weights: &'r ForwardWeights<E>,
     ) -> Result<DirectionRun<'r, E>> {
         let call = self.call;
-        let (threads, directions) = (call.team.size(), call.config.directions());
-        let cuts = plan::row_ranges(call.schedule, threads, directions);
+        let cuts = call.means::<E>().cuts(&direction, call.config.directions());
         let options = self.options;
         let kept = match options.training {
             true => segments(call.schedule.steps(), options.checkpoint, false).count(),
@@ -225,7 +225,7 @@ impl<E: Element> ForwardPass<'_, E> {
 
     /// A layer's directions after their last step: their states, and their tapes. `ys` are the outputs
     /// before they are merged.
-    fn finish(&mut self, runs: Vec<DirectionRun<'_, E>>, ys: &[Vec<E>]) -> Result<()> {
+    fn finish(&mut self, runs: Vec<DirectionRun<'_, E>>, ys: &[Buffer<E>]) -> Result<()> {
         let (call, checkpoint) = (self.call, self.options.checkpoint);
         let multiplied = call.is_multiplied();
         for (d, direction) in runs.into_iter().enumerate() {

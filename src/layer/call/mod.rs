@@ -127,14 +127,15 @@ impl<'a> Call<'a> {
         ForwardWeights::pack(&self.spec, &self.team, lanes, params, sizes)
     }
 
-    fn backward_weights<E: Element>(
+    fn backward_weights<'p, E: Element>(
         &self,
-        params: &[&[E]],
+        params: &[&'p [E]],
         index: usize,
-    ) -> Result<BackwardWeights<E>> {
+    ) -> Result<BackwardWeights<'p, E>> {
         let (params, sizes) = (self.params(params, index), self.sizes(index));
         let lanes = self.means::<E>().lanes;
-        BackwardWeights::pack(&self.spec, &self.team, lanes, params, sizes)
+        let several_rows = self.schedule.batch() > 1;
+        BackwardWeights::pack(&self.spec, &self.team, lanes, params, sizes, several_rows)
     }
 
     /// [`Self::forward_weights`], if the direction's tape has segments to recompute.

@@ -9,20 +9,21 @@
 //!
 //! Loops 3 and 4 run in parallel, each for itself: 4 reads the dpre of all rows.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::gemm::relay::Relay;
 use crate::gemm::view::{Layout, Table};
-use crate::layer::backward::{BackwardShare, BackwardSpace, StepTables};
-use crate::layer::direction::cutter::{Cutter, GradientCutter, StateCutter};
+use crate::layer::backward::{BackwardFields, BackwardShare, BackwardSpace, StepTables};
+use crate::layer::direction::cutter::{Columns, Cutter, GradientCutter, StateCutter};
 use crate::layer::direction::{Direction, Means};
-use crate::layer::plan;
+use crate::layer::plan::Cuts;
 use crate::layer::products::{self, Chunk, Extent, Outputs, ParamGradients, ProductSpace};
 use crate::layer::stack::StateGradients;
 use crate::layer::tape::{DirectionState, DirectionTape, Kept, Segment, StepTape};
-use crate::layer::weights::{BackwardWeights, ForwardWeights};
-use crate::memory::{Buffer, copied, product, zeros};
+use crate::layer::weights::{BackwardWeights, ForwardWeights, Lanes};
+use crate::memory::{Buffer, Values, copied, product, zeros};
+use crate::parallel::Barrier;
 use crate::shape::Schedule;
 use crate::simd::Element;
 
@@ -35,7 +36,7 @@ pub struct BackwardRun<'a, E: Element> {
     /// What runs.
     pub direction: Direction<'a, E>,
     /// Its packed parameters.
-    pub weights: &'a BackwardWeights<E>,
+    pub weights: &'a BackwardWeights<'a, E>,
     /// [B, H] the gradient of the state before the steps taken back so far.
     pub state: DirectionState<E>,
     /// Its memory.
@@ -53,7 +54,7 @@ pub struct BackwardRun<'a, E: Element> {
 /// The gradient of y as one direction sees it: packed rows of `width`, of which its own begin at `column`.
 pub struct OutputGradient<'a, E: Element> {
     /// [N, width]
-    pub values: Cow<'a, [E]>,
+    pub values: Values<'a, E>,
     /// M, or H.
     pub width: usize,
     /// The first of this direction's.
@@ -74,10 +75,10 @@ pub struct BackwardTargets<'a, E> {
 
 /// Everything that a run back needs besides its results.
 pub struct BackwardBuffers<E> {
-    /// The rows of each share of the recursion.
-    cuts: Vec<Range<usize>>,
-    /// One for each of `cuts`.
-    spaces: Vec<BackwardSpace<E>>,
+    /// The shares of the recursion.
+    cuts: Cuts,
+    /// One for each range of rows.
+    crews: Vec<Crew<E>>,
     /// One for each share of the products.
     product_spaces: Vec<ProductSpace<E>>,
     /// What the recursion leaves for the products.
@@ -86,6 +87,16 @@ pub struct BackwardBuffers<E> {
     output: Vec<E>,
     /// [slots, H] sums of dpre, for the biases.
     bias: Vec<E>,
+}
+
+/// The workers of the same rows, and what they hand to one another.
+struct Crew<E> {
+    /// [rows, slots, H] dpre, if they are several.
+    relay: Option<Relay<E>>,
+    /// Where they meet.
+    barrier: Barrier,
+    /// One for each range of units.
+    spaces: Vec<BackwardSpace<E>>,
 }
 
 /// What the recursion over a chunk leaves; empty where the direction has none.
@@ -113,12 +124,13 @@ impl<E: Element> BackwardBuffers<E> {
     ) -> Result<Self> {
         let (schedule, lanes, parts) = (direction.schedule, means.lanes, means.team.size());
         let rows = CHUNK_ROWS.max(schedule.batch()).min(schedule.packed_rows());
-        let cuts = plan::row_ranges(schedule, parts, 1);
+        let cuts = means.cuts(direction, 1);
         let sums = direction.spec.slots * direction.hidden;
         Ok(Self {
-            spaces: cuts
+            crews: cuts
+                .rows
                 .iter()
-                .map(|rows| BackwardSpace::new(lanes, rows.len()))
+                .map(|rows| Crew::new(direction, lanes, rows.len(), cuts.units.len()))
                 .collect::<Result<_>>()?,
             product_spaces: (0..parts)
                 .map(|_| ProductSpace::new(lanes, rows, direction.extent(), parts))
@@ -127,6 +139,24 @@ impl<E: Element> BackwardBuffers<E> {
             chunk: ChunkGradients::new(direction, rows)?,
             output: copied(&tape.last, "the final state (B * H)")?,
             bias: zeros(sums, "the sums of the biases (G * H)")?,
+        })
+    }
+}
+
+impl<E: Element> Crew<E> {
+    fn new(
+        direction: &Direction<'_, E>,
+        lanes: Lanes,
+        rows: usize,
+        workers: usize,
+    ) -> Result<Self> {
+        let (slots, hidden) = (direction.spec.slots, direction.hidden);
+        let relay = || Relay::new(rows, slots, hidden, "the workspace of a backward pass");
+        let space = |_| BackwardSpace::new(lanes, rows, hidden);
+        Ok(Self {
+            relay: (workers > 1).then(relay).transpose()?,
+            barrier: Barrier::new(workers),
+            spaces: (0..workers).map(space).collect::<Result<_>>()?,
         })
     }
 }
@@ -190,26 +220,46 @@ impl<E: Element> BackwardRun<'_, E> {
         let mut output = Cutter::over(reads_output, &mut buffers.output, layout);
         let shown = self.shown.as_mut();
         let mut gradients = GradientCutter::new(&direction, steps.start, &mut buffers.chunk, shown);
-        let cuts = buffers.cuts.iter().zip(&mut buffers.spaces);
-        let shares = cuts.map(|(rows, space)| BackwardShare {
-            cell: direction.cell,
-            spec: direction.spec,
-            weights,
-            hidden: direction.hidden,
-            schedule: direction.schedule,
-            steps: steps.clone(),
-            reverse: direction.reverse,
-            rows: rows.clone(),
-            tape,
-            dy,
-            mask: direction.mask,
-            state: state.take(rows.end),
-            output: output.take(rows.end),
-            gradients: gradients.take(rows.end),
-            space,
-            meter: means.team.watch().meter(),
-        });
-        means.run(shares.collect())
+        let cuts = &buffers.cuts;
+        let mut shares = Vec::with_capacity(cuts.rows.len() * cuts.units.len());
+        for (rows, crew) in cuts.rows.iter().zip(&mut buffers.crews) {
+            let mut rest = BackwardFields {
+                state: state.take(rows.end),
+                output: output.take(rows.end),
+                gradients: gradients.take(rows.end),
+            };
+            let Crew {
+                relay,
+                barrier,
+                spaces,
+            } = crew;
+            *barrier = Barrier::new(cuts.units.len());
+            let mut ends = relay
+                .as_mut()
+                .map(|relay| relay.ends(&cuts.units, barrier).into_iter());
+            for (units, space) in cuts.units.iter().zip(spaces) {
+                let (fields, others) = rest.split_columns(units.len());
+                rest = others;
+                shares.push(BackwardShare {
+                    cell: direction.cell,
+                    weights,
+                    hidden: direction.hidden,
+                    schedule: direction.schedule,
+                    steps: steps.clone(),
+                    reverse: direction.reverse,
+                    rows: rows.clone(),
+                    units: units.clone(),
+                    tape: tape.from_unit(units.start),
+                    dy: dy.map(|dy| dy.from_column(units.start)),
+                    mask: direction.mask,
+                    fields,
+                    relay: ends.as_mut().and_then(Iterator::next),
+                    space,
+                    meter: means.team.watch().meter(),
+                });
+            }
+        }
+        means.run(shares)
     }
 
     /// What the recursion over the `steps` of a chunk left, multiplied.

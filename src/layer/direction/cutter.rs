@@ -4,13 +4,50 @@
 //! end that nobody took. What is not there (c of most cells, a tape nobody wants) is cut into nothing.
 
 use crate::gemm::view::{Field, Layout};
-use crate::layer::backward::GradientFields;
+use crate::layer::backward::{BackwardFields, GradientFields};
 use crate::layer::direction::Direction;
 use crate::layer::direction::backward::ChunkGradients;
-use crate::layer::forward::{StateFields, StepFields};
+use crate::layer::forward::{ForwardFields, StateFields, StepFields};
 use crate::layer::stack::StateGradients;
 use crate::layer::tape::{DirectionState, StepTape};
+use crate::memory::Buffer;
 use crate::simd::Element;
+
+/// What can be cut into columns: the units of one worker, and those of the others.
+pub trait Columns: Sized {
+    /// The columns before `at`, and those from it on, which count their own from 0.
+    fn split_columns(self, at: usize) -> (Self, Self);
+}
+
+impl<E: Element> Columns for Field<'_, E> {
+    fn split_columns(self, at: usize) -> (Self, Self) {
+        Field::split_columns(self, at)
+    }
+}
+
+impl<T: Columns> Columns for Option<T> {
+    fn split_columns(self, at: usize) -> (Self, Self) {
+        self.map(|whole| whole.split_columns(at)).unzip()
+    }
+}
+
+/// Every member of a struct of fields.
+macro_rules! columns {
+    ($fields:ident: $($member:ident)*) => {
+        impl<E: Element> Columns for $fields<'_, E> {
+            fn split_columns(self, at: usize) -> (Self, Self) {
+                $(let $member = self.$member.split_columns(at);)*
+                ($fields { $($member: $member.0),* }, $fields { $($member: $member.1),* })
+            }
+        }
+    };
+}
+
+columns!(StateFields: h c);
+columns!(StepFields: h_before c_before slots);
+columns!(ForwardFields: state y tape);
+columns!(GradientFields: pre operand reset_operand h c);
+columns!(BackwardFields: state output gradients);
 
 /// Cuts one field, if there is one.
 pub struct Cutter<'a, E> {
@@ -118,7 +155,7 @@ impl<'a, E: Element> GradientCutter<'a, E> {
             None => (None, None),
             Some(StateGradients { h, c }) => (Some(h), c.as_mut()),
         };
-        let shown = |values: Option<&'a mut Vec<E>>| {
+        let shown = |values: Option<&'a mut Buffer<E>>| {
             Cutter::new(values.map(|values| Field::new(values, direction.layout(0, 1))))
         };
         Self {

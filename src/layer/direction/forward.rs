@@ -5,14 +5,15 @@
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::gemm::relay::Relay;
 use crate::gemm::view::Field;
-use crate::layer::direction::cutter::{Cutter, StateCutter, TapeCutter};
+use crate::layer::direction::cutter::{Columns, Cutter, StateCutter, TapeCutter};
 use crate::layer::direction::{Direction, Means};
-use crate::layer::forward::{ForwardShare, Workspace};
-use crate::layer::plan;
+use crate::layer::forward::{ForwardFields, ForwardShare, Workspace};
+use crate::layer::plan::Cuts;
 use crate::layer::tape::{DirectionState, StepTape};
 use crate::layer::weights::{ForwardWeights, Lanes};
-use crate::parallel::Team;
+use crate::parallel::{Barrier, Team};
 use crate::simd::Element;
 
 /// One direction on its way forward.
@@ -29,27 +30,69 @@ pub struct ForwardRun<'a, E> {
 
 /// Everything that a run forward needs besides its results.
 pub struct ForwardBuffers<E> {
-    /// The rows of each share.
-    cuts: Vec<Range<usize>>,
-    /// One for each of `cuts`.
+    cuts: Cuts,
+    /// One for each range of rows.
+    crews: Vec<Crew<E>>,
+}
+
+/// The workers of the same rows, and what they hand to one another.
+struct Crew<E> {
+    /// [rows, H] m*h'.
+    operand: Relay<E>,
+    /// [rows, H] r*m*h', of a cell with its reset before the product.
+    reset_operand: Option<Relay<E>>,
+    /// Where they meet.
+    barrier: Barrier,
+    /// One for each range of units.
     spaces: Vec<Workspace<E>>,
 }
 
 impl<E: Element> ForwardBuffers<E> {
-    /// For shares of the rows `cuts`.
-    pub fn new(
+    /// For shares as cut.
+    pub fn new(direction: &Direction<'_, E>, lanes: Lanes, cuts: Cuts) -> Result<Self> {
+        let crews = cuts
+            .rows
+            .iter()
+            .map(|rows| Crew::new(direction, lanes, rows.len(), &cuts.units))
+            .collect::<Result<_>>()?;
+        Ok(Self { cuts, crews })
+    }
+}
+
+impl<E: Element> Crew<E> {
+    fn new(
         direction: &Direction<'_, E>,
         lanes: Lanes,
-        cuts: Vec<Range<usize>>,
+        rows: usize,
+        units: &[Range<usize>],
     ) -> Result<Self> {
         let Direction { spec, schedule, .. } = direction;
-        let spaces = cuts
-            .iter()
-            .map(|rows| {
-                Workspace::new(spec, lanes, rows.len(), schedule.steps(), direction.sizes())
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { cuts, spaces })
+        let what = "the workspace of a forward pass";
+        let relay = || Relay::new(rows, 1, direction.hidden, what);
+        let space = |units: &Range<usize>| {
+            let sizes = (units.len(), direction.features);
+            Workspace::new(spec, lanes, rows, schedule.steps(), sizes)
+        };
+        Ok(Self {
+            operand: relay()?,
+            reset_operand: spec.has_reset_stage().then(relay).transpose()?,
+            barrier: Barrier::new(units.len()),
+            spaces: units.iter().map(space).collect::<Result<_>>()?,
+        })
+    }
+
+    /// m*h' before the first step, of rows that enter later too: hence in both copies.
+    fn load_operand(&mut self, h: &[E], mask: Option<&[E]>) {
+        for copy in self.operand.copies() {
+            match mask {
+                None => copy.copy_from_slice(h),
+                Some(mask) => {
+                    for (value, (h, m)) in copy.iter_mut().zip(h.iter().zip(mask)) {
+                        *value = *h * *m;
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -67,29 +110,58 @@ impl<'a, E: Element> ForwardRun<'a, E> {
         'a: 'b,
     {
         let (direction, weights) = (self.direction, self.weights);
-        let ForwardBuffers { cuts, spaces } = &mut self.buffers;
+        let ForwardBuffers { cuts, crews } = &mut self.buffers;
+        for (rows, crew) in cuts.rows.iter().zip(&mut *crews) {
+            let own = rows.start * direction.hidden..rows.end * direction.hidden;
+            let mask = direction.mask.map(|mask| &mask[own.clone()]);
+            crew.load_operand(&self.state.h[own], mask);
+        }
         let mut state = StateCutter::new(&direction, &mut self.state);
         let mut y = Cutter::new(y);
         let mut tape = tape.map(|tape| TapeCutter::new(&direction, steps.start, tape));
-        let shares = cuts.iter().zip(spaces).map(|(rows, space)| ForwardShare {
-            cell: direction.cell,
-            spec: direction.spec,
-            weights,
-            hidden: direction.hidden,
-            features: direction.features,
-            schedule: direction.schedule,
-            steps: steps.clone(),
-            reverse: direction.reverse,
-            rows: rows.clone(),
-            input: direction.input,
-            mask: direction.mask,
-            state: state.take(rows.end),
-            y: y.take(rows.end),
-            tape: tape.as_mut().map(|tape| tape.take(rows.end)),
-            space,
-            meter: team.watch().meter(),
-        });
-        shares.collect()
+        let mut shares = Vec::with_capacity(cuts.rows.len() * cuts.units.len());
+        for (rows, crew) in cuts.rows.iter().zip(crews) {
+            let mut rest = ForwardFields {
+                state: state.take(rows.end),
+                y: y.take(rows.end),
+                tape: tape.as_mut().map(|tape| tape.take(rows.end)),
+            };
+            let Crew {
+                operand,
+                reset_operand,
+                barrier,
+                spaces,
+            } = crew;
+            *barrier = Barrier::new(cuts.units.len());
+            let operands = operand.ends(&cuts.units, barrier);
+            let mut resets = reset_operand
+                .as_mut()
+                .map(|relay| relay.ends(&cuts.units, barrier).into_iter());
+            for ((units, space), operand) in cuts.units.iter().zip(spaces).zip(operands) {
+                let (fields, others) = rest.split_columns(units.len());
+                rest = others;
+                shares.push(ForwardShare {
+                    cell: direction.cell,
+                    spec: direction.spec,
+                    weights,
+                    hidden: direction.hidden,
+                    features: direction.features,
+                    schedule: direction.schedule,
+                    steps: steps.clone(),
+                    reverse: direction.reverse,
+                    rows: rows.clone(),
+                    units: units.clone(),
+                    input: direction.input,
+                    mask: direction.mask,
+                    fields,
+                    operand,
+                    reset_operand: resets.as_mut().and_then(Iterator::next),
+                    space,
+                    meter: team.watch().meter(),
+                });
+            }
+        }
+        shares
     }
 }
 
@@ -104,7 +176,7 @@ impl<E: Element> Direction<'_, E> {
         start: &DirectionState<E>,
     ) -> Result<(StepTape<E>, DirectionState<E>)> {
         let mut tape = StepTape::new(&self.spec, self.rows_of(steps).len(), self.hidden)?;
-        let cuts = plan::row_ranges(self.schedule, means.team.size(), 1);
+        let cuts = means.cuts(self, 1);
         let mut run = ForwardRun {
             direction: *self,
             weights,

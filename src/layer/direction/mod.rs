@@ -22,6 +22,7 @@ use crate::cell::Spec;
 use crate::error::Result;
 use crate::gemm::view::Layout;
 use crate::layer::config::CellKind;
+use crate::layer::plan::Cuts;
 use crate::layer::weights::Lanes;
 use crate::parallel::Team;
 use crate::shape::Schedule;
@@ -51,11 +52,6 @@ pub struct Direction<'a, E> {
 }
 
 impl<'a, E: Element> Direction<'a, E> {
-    /// H and I.
-    pub fn sizes(&self) -> (usize, usize) {
-        (self.hidden, self.features)
-    }
-
     /// Of a table of packed rows, `slots` times H, that begins at `first_step`.
     fn layout(&self, first_step: usize, slots: usize) -> Layout<'a> {
         Layout {
@@ -102,13 +98,27 @@ impl<'a> Means<'a> {
         }
     }
 
+    /// The shares of a direction, where `directions` are computed at once.
+    pub fn cuts<E>(&self, direction: &Direction<'_, E>, directions: usize) -> Cuts {
+        Cuts::new(
+            direction.schedule,
+            (direction.spec.gates.len(), direction.hidden),
+            (
+                self.team.size().div_ceil(directions),
+                self.team.cores().min(self.team.size()) / directions,
+            ),
+            self.lanes.lanes * self.lanes.column_vectors(),
+        )
+    }
+
     /// Has the team compute all `shares`.
     pub fn run<E, K>(&self, shares: Vec<K>) -> Result<()>
     where
         E: Element,
-        K: Kernel<E, Output = Result<()>> + Send,
+        K: Send,
+        for<'k> &'k mut K: Kernel<E, Output = Result<()>>,
     {
         self.team
-            .run(shares, |share| E::dispatch(self.level, share))
+            .run(shares, |mut share| E::dispatch(self.level, &mut share))
     }
 }
