@@ -336,6 +336,10 @@ impl<E: Element> ProductShare<'_, E> {
                 } else {
                     (&right[column..], sign * n as isize)
                 };
+                // The sums of the next tile come from far away: ask for them now.
+                for r in tile.end..(tile.end + tile.len()).min(m) {
+                    s.prefetch(&out[r * n + column..][..columns]);
+                }
                 let to = &mut out[tile.start * n + column..];
                 let shape = (tile.len(), vectors, columns);
                 multiply_into(

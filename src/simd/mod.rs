@@ -188,6 +188,20 @@ pub trait Simd<E: Element>: Broadcast<E, V: Vector<E>> + Send + Sync + 'static {
     /// * `from` is valid for reading `n` initialised values and aligned to one value.
     unsafe fn load_partial_raw(self, from: *const E, n: usize) -> Self::V;
 
+    /// Asks for `values` to be brought into the nearest cache: they will be needed soon. A hint; where the
+    /// processor has no such instruction, nothing.
+    #[inline(always)]
+    fn prefetch(self, values: &[E]) {
+        #[cfg(target_arch = "x86_64")]
+        for line in values.chunks(64 / size_of::<E>()) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: every x86-64 processor has the instruction, and it reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = values;
+    }
+
     /// Compiles `kernel` with this level's instructions and runs it. A call boundary: the kernel is
     /// inlined here, and this is not inlined into the caller.
     fn enter<K: Kernel<E>>(self, kernel: K) -> K::Output;
