@@ -8,6 +8,8 @@
 mod naive;
 #[path = "support/problem.rs"]
 mod problem;
+#[path = "support/products.rs"]
+mod products;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,14 +18,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use naive::solve;
 use problem::{CELLS, Case, Setup, assert_close, assert_same, compute, tolerance};
+use products::{From, Join, Operands, Tile, Walk, every_gate_product, every_row, every_tile};
 use rnncore::error::{Error, Result};
-use rnncore::gemm::kernel::{Product, RowProduct, Rows, max_rows, multiply, multiply_row};
+use rnncore::gemm::kernel::{MAX_VECTORS, max_rows};
+use rnncore::gemm::row::{GateProduct, RowProduct, add_row, multiply_row};
 use rnncore::gemm::view::{Field, Layout, Table};
 use rnncore::layer::{CellKind, Merge};
 use rnncore::memory::{Buffer, copied, filled, zeros};
 use rnncore::parallel::{Team, Watch};
 use rnncore::shape::Schedule;
-use rnncore::simd::{Element, Level, Portable, Simd, Vector};
+use rnncore::simd::{Broadcast, Element, Level, Portable, Simd, Vector};
 
 /// `first`, `first + 1`, ...
 fn counting<E: Element>(count: usize, first: usize) -> Vec<E> {
@@ -295,7 +299,7 @@ fn places_beyond_a_block_panic() {
     ] {
         let mut field = Field::new(&mut values, layout);
         let mut block = field.block(0, 1..2, 1, 4);
-        let zero = Simd::<f64>::splat(Portable, 0.0);
+        let zero = Broadcast::<f64>::splat(Portable, 0.0);
         assert!(
             panics(|| block.load(Portable, row, slot, column)),
             "{row} {slot} {column}"
@@ -314,309 +318,288 @@ fn places_beyond_a_block_panic() {
 
 // ---- Micro-kernels -------------------------------------------------------------------------------
 
-/// One operand's size and strides.
-#[derive(Clone, Copy, Debug)]
-struct Shape {
-    rows: usize,
-    vectors: usize,
-    depth: usize,
-    row_stride: usize,
-    depth_stride: isize,
-    panel_stride: isize,
-    sums_stride: usize,
-}
-
-/// The last index plus one of a walk of `n` steps.
-fn extent(stride: isize, n: usize) -> usize {
-    stride.unsigned_abs() * n.saturating_sub(1)
-}
-
-/// The index of step k of a walk: a negative stride begins at the far end.
-fn index(stride: isize, n: usize, k: usize) -> usize {
-    if stride < 0 {
-        stride.unsigned_abs() * (n - 1 - k)
-    } else {
-        stride.unsigned_abs() * k
-    }
-}
-
-struct Operands<E> {
-    a: Vec<E>,
-    panel: Vec<E>,
-    sums: Vec<E>,
-}
-
-impl Shape {
-    /// Exactly as many values as the product needs.
-    fn operands<E: Element>(&self) -> Operands<E>
-    where
-        Portable: Simd<E>,
-    {
-        let width = self.vectors * <Portable as Simd<E>>::LANES;
-        let a = extent(self.depth_stride, self.depth) + (self.rows - 1) * self.row_stride + 1;
-        let panel = extent(self.panel_stride, self.depth) + width;
-        let sums = (self.rows - 1) * self.sums_stride + width;
-        let some = |count: usize, scale: f64| {
-            (0..count)
-                .map(|k| E::from_f64((k as f64 * scale).sin()))
-                .collect()
-        };
-        Operands {
-            a: some(a, 0.7),
-            panel: some(panel, 0.3),
-            sums: some(sums, 1.1),
-        }
-    }
-
-    fn product<'a, E: Element>(
-        &self,
-        operands: &'a mut Operands<E>,
-        fresh: bool,
-    ) -> Product<'a, E> {
-        let a = Rows {
-            values: &operands.a[..],
-            row_stride: self.row_stride,
-            depth_stride: self.depth_stride,
-        };
-        Product {
-            rows: self.rows,
-            vectors: self.vectors,
-            depth: self.depth,
-            a,
-            panel: &operands.panel,
-            panel_stride: self.panel_stride,
-            sums: &mut operands.sums,
-            sums_stride: self.sums_stride,
-            fresh,
-        }
-    }
-
-    /// The portable level multiplies, then adds, in the order of k.
-    fn expected<E: Element>(&self, operands: &Operands<E>, fresh: bool) -> Vec<E>
-    where
-        Portable: Simd<E>,
-    {
-        let mut sums = operands.sums.clone();
-        for r in 0..self.rows {
-            for column in 0..self.vectors * <Portable as Simd<E>>::LANES {
-                let sum = &mut sums[r * self.sums_stride + column];
-                if fresh {
-                    *sum = E::ZERO;
-                }
-                for k in 0..self.depth {
-                    let a =
-                        operands.a[r * self.row_stride + index(self.depth_stride, self.depth, k)];
-                    *sum =
-                        a * operands.panel[index(self.panel_stride, self.depth, k) + column] + *sum;
-                }
-            }
-        }
-        sums
-    }
-}
-
-/// Every register tile, with operands read by rows, by columns, and backwards.
-fn every_tile<E: Element>()
-where
-    Portable: Simd<E>,
-{
-    for vectors in 1..=4 {
-        let width = vectors * <Portable as Simd<E>>::LANES;
-        for rows in 1..=max_rows(<Portable as Simd<E>>::REGISTERS, vectors) {
-            for (depth, row_stride, depth_stride, panel_stride, sums_stride) in [
-                (3, 3, 1, width as isize, width),
-                (2, 1, rows as isize, width as isize, width + 1),
-                (3, 1, -(rows as isize), -(width as isize), width + 2),
-                (2, 5, -2, -(width as isize + 3), width),
-                (1, 0, 0, -1, width),
-                (0, 7, -7, -7, width),
-            ] {
-                let shape = Shape {
-                    rows,
-                    vectors,
-                    depth,
-                    row_stride,
-                    depth_stride,
-                    panel_stride,
-                    sums_stride,
-                };
-                for fresh in [false, true] {
-                    let mut operands = shape.operands::<E>();
-                    let expected = shape.expected(&operands, fresh);
-                    multiply(Portable, shape.product(&mut operands, fresh));
-                    assert_eq!(operands.sums, expected, "{shape:?}, fresh {fresh}");
-                }
-            }
-        }
-    }
-}
-
 #[test]
 fn every_register_tile_multiplies() {
-    every_tile::<f32>();
-    every_tile::<f64>();
-}
-
-/// Every number of products of one row that share the registers.
-fn every_row_kernel<E: Element>()
-where
-    Portable: Simd<E>,
-{
-    for (vectors, count) in (1..=4).flat_map(|vectors| (1..=4).map(move |count| (vectors, count))) {
-        let width = vectors * <Portable as Simd<E>>::LANES;
-        for (depth, a_stride, gap) in [(3, 0, 0), (2, 2, 3), (0, 1, 0)] {
-            for fresh in [false, true] {
-                let (panels_stride, sums_stride) = (depth * width + gap, width + gap);
-                let a = counting::<E>((count - 1) * a_stride + depth, 1);
-                let panels = counting::<E>((count - 1) * panels_stride + depth * width, 2);
-                let mut sums = counting::<E>((count - 1) * sums_stride + width, 3);
-                let mut expected = sums.clone();
-                for (q, column) in
-                    (0..count).flat_map(|q| (0..width).map(move |column| (q, column)))
-                {
-                    let sum = &mut expected[q * sums_stride + column];
-                    *sum = if fresh { E::ZERO } else { *sum };
-                    for k in 0..depth {
-                        *sum = a[q * a_stride + k] * panels[q * panels_stride + k * width + column]
-                            + *sum;
-                    }
-                }
-                let (a, panels) = (&a[..], &panels[..]);
-                multiply_row(
-                    Portable,
-                    RowProduct {
-                        count,
-                        vectors,
-                        depth,
-                        a,
-                        a_stride,
-                        panels,
-                        panels_stride,
-                        sums: &mut sums,
-                        sums_stride,
-                        fresh,
-                    },
-                );
-                assert_eq!(
-                    sums, expected,
-                    "{count} x {vectors}, depth {depth}, fresh {fresh}"
-                );
-            }
-        }
-    }
+    every_tile::<f32, _>(Portable);
+    every_tile::<f64, _>(Portable);
 }
 
 #[test]
-fn every_row_kernel_multiplies() {
-    every_row_kernel::<f32>();
-    every_row_kernel::<f64>();
+fn every_row_kernel_adds() {
+    every_row::<f32, _>(Portable);
+    every_row::<f64, _>(Portable);
 }
 
-/// One value too few of any operand, or sizes that no kernel has, must panic and not reach beyond.
+#[test]
+fn every_row_of_gates_multiplies() {
+    every_gate_product::<f32, _>(Portable);
+    every_gate_product::<f64, _>(Portable);
+}
+
+/// A tile of two rows with every kind of operand; some of them walked backwards.
+fn tile(vectors: usize) -> Tile {
+    let width = vectors * <Portable as Simd<f32>>::LANES;
+    let walk = |join, depth_stride, panel_stride| Walk {
+        join,
+        depth: 3,
+        row_stride: 1,
+        depth_stride,
+        panel_stride,
+    };
+    Tile {
+        rows: 2,
+        vectors,
+        begin: From::Rows(width + 1),
+        terms: vec![
+            walk(Join::Add, -2, -(width as isize)),
+            walk(Join::Shift, 5, width as isize + 1),
+            walk(Join::Chain, 2, width as isize),
+        ],
+        sums_stride: 2 * width,
+    }
+}
+
+/// Whether the product of `tile` panics on these operands.
+fn refuses(tile: &Tile, mut operands: Operands<f32>) -> bool {
+    panics(|| tile.multiply(Portable, &mut operands))
+}
+
+/// One value too few of any operand must panic and not reach beyond.
 #[test]
 fn products_beyond_their_operands_panic() {
     let lanes = <Portable as Simd<f32>>::LANES;
-    let good = Shape {
-        rows: 2,
-        vectors: 1,
-        depth: 3,
-        row_stride: 1,
-        depth_stride: -2,
-        panel_stride: -(lanes as isize),
-        sums_stride: lanes,
-    };
-    let refused = |shape: Shape, cut: [usize; 3]| {
-        let Operands { a, panel, sums } = good.operands::<f32>();
-        let mut operands = Operands {
-            a: a[..a.len() - cut[0]].to_vec(),
-            panel: panel[..panel.len() - cut[1]].to_vec(),
-            sums: sums[..sums.len() - cut[2]].to_vec(),
-        };
-        panics(|| multiply(Portable, shape.product(&mut operands, false)))
-    };
-    assert!(!refused(good, [0; 3]));
-    for cut in [[1, 0, 0], [0, 1, 0], [0, 0, 1]] {
-        assert!(refused(good, cut), "{cut:?}");
+    for vectors in 1..MAX_VECTORS {
+        let good = tile(vectors);
+        let operands = good.operands::<f32>(lanes);
+        assert!(!refuses(&good, operands.clone()));
+        let mut cut = operands.clone();
+        cut.begin.pop();
+        assert!(refuses(&good, cut), "begin");
+        let mut cut = operands.clone();
+        cut.sums.pop();
+        assert!(refuses(&good, cut), "sums");
+        for term in 0..good.terms.len() {
+            let mut cut = operands.clone();
+            cut.terms[term].a.pop();
+            assert!(refuses(&good, cut), "a of term {term}");
+            let mut cut = operands.clone();
+            cut.terms[term].panel.pop();
+            assert!(refuses(&good, cut), "panel of term {term}");
+        }
+        let mut cut = operands.clone();
+        cut.terms[1].enters.pop();
+        assert!(refuses(&good, cut), "the vector that enters");
+        // The same beginning twice needs one row of it; sums that are read need no other.
+        for begin in [From::Zero, From::Sums, From::Rows(0)] {
+            let tile = Tile {
+                begin,
+                ..good.clone()
+            };
+            let mut operands = tile.operands::<f32>(lanes);
+            assert!(!refuses(&tile, operands.clone()), "{begin:?}");
+            if let From::Rows(_) = begin {
+                operands.begin.pop();
+                assert!(refuses(&tile, operands), "{begin:?}");
+            }
+        }
     }
-    let (far, back) = (usize::MAX, isize::MIN);
-    for shape in [
-        Shape { rows: 0, ..good },
-        Shape { vectors: 0, ..good },
-        Shape { vectors: 5, ..good },
-        Shape {
-            rows: max_rows(<Portable as Simd<f32>>::REGISTERS, 1) + 1,
-            row_stride: 0,
-            sums_stride: 0,
-            ..good
-        },
-        Shape { depth: 4, ..good },
-        Shape { depth: far, ..good },
-        Shape {
-            row_stride: far,
-            ..good
-        },
-        Shape {
-            sums_stride: far,
-            ..good
-        },
-        Shape {
-            depth_stride: back,
-            ..good
-        },
-        Shape {
-            panel_stride: back,
-            ..good
-        },
-        Shape {
-            panel_stride: back + 2,
-            ..good
-        },
-    ] {
-        assert!(refused(shape, [0; 3]), "{shape:?}");
+}
+
+/// Sizes that no kernel has, and strides that would wrap around to an index that is there.
+#[test]
+fn products_of_impossible_sizes_panic() {
+    const FAR: usize = usize::MAX;
+    let lanes = <Portable as Simd<f32>>::LANES;
+    let good = tile(1);
+    // Room for whatever a kernel might mistakenly take.
+    let mut operands = good.operands::<f32>(lanes);
+    operands.begin.resize(1000, 0.0);
+    operands.sums.resize(1000, 0.0);
+    for term in &mut operands.terms {
+        term.a.resize(1000, 0.0);
+        term.panel.resize(1000, 0.0);
+        term.enters.resize(lanes, 0.0);
+    }
+    assert!(!refuses(&good, operands.clone()));
+    let rows = max_rows(<Portable as Simd<f32>>::REGISTERS, 1);
+    for rows in [0, rows + 1, FAR] {
+        let tile = Tile {
+            rows,
+            ..good.clone()
+        };
+        assert!(refuses(&tile, operands.clone()), "{rows} rows");
+    }
+    // A tile of four vectors has no room to shift.
+    for vectors in [0, MAX_VECTORS, MAX_VECTORS + 1, FAR, FAR / lanes + 1] {
+        let tile = Tile {
+            vectors,
+            ..good.clone()
+        };
+        assert!(refuses(&tile, operands.clone()), "{vectors} vectors");
+    }
+    let whole = Tile {
+        vectors: MAX_VECTORS,
+        terms: vec![good.terms[0]],
+        ..good.clone()
+    };
+    assert!(!refuses(&whole, operands.clone()));
+    for sums_stride in [FAR, FAR - 1, FAR / 2 + 1, 1000] {
+        let tile = Tile {
+            sums_stride,
+            ..good.clone()
+        };
+        assert!(refuses(&tile, operands.clone()), "sums {sums_stride} apart");
+    }
+    for stride in [FAR, FAR - lanes + 1, 1000] {
+        let tile = Tile {
+            begin: From::Rows(stride),
+            ..good.clone()
+        };
+        assert!(refuses(&tile, operands.clone()), "begins {stride} apart");
+    }
+    for term in 0..good.terms.len() {
+        let walk = good.terms[term];
+        for walk in [
+            Walk { depth: FAR, ..walk },
+            Walk {
+                depth: 1000,
+                ..walk
+            },
+            Walk {
+                row_stride: FAR,
+                ..walk
+            },
+            Walk {
+                row_stride: 1000,
+                ..walk
+            },
+            Walk {
+                depth_stride: isize::MIN,
+                ..walk
+            },
+            Walk {
+                depth_stride: isize::MAX,
+                ..walk
+            },
+            Walk {
+                depth_stride: 500,
+                ..walk
+            },
+            Walk {
+                panel_stride: isize::MIN,
+                ..walk
+            },
+            Walk {
+                panel_stride: isize::MIN + 2,
+                ..walk
+            },
+            Walk {
+                panel_stride: isize::MAX,
+                ..walk
+            },
+            Walk {
+                panel_stride: -500,
+                ..walk
+            },
+        ] {
+            let mut tile = good.clone();
+            tile.terms[term] = walk;
+            assert!(refuses(&tile, operands.clone()), "term {term}: {walk:?}");
+        }
     }
 }
 
 #[test]
 fn row_products_beyond_their_operands_panic() {
-    let lanes = <Portable as Simd<f64>>::LANES;
-    let (a, panels) = (counting::<f64>(6, 0), counting::<f64>(6 * lanes, 0));
-    let refused = |a: &[f64],
-                   panels: &[f64],
-                   sums: usize,
-                   (count, depth, a_stride, panels_stride, sums_stride)| {
-        let mut sums = vec![0.0; sums];
-        let sums = &mut sums[..];
+    type S = Portable;
+    let lanes = <S as Simd<f64>>::LANES;
+    let (a, panels) = (counting::<f64>(7, 0), counting::<f64>(15 * lanes, 0));
+    let refused = |a: &[f64], panels: &[f64], vectors, (depth, strides): (usize, [usize; 3])| {
+        let mut sums = [[Broadcast::<f64>::splat(Portable, 0.0); MAX_VECTORS]; 2];
+        let [a_stride, panel_stride, panels_stride] = strides;
         let product = RowProduct {
-            count,
-            vectors: 1,
             depth,
             a,
             a_stride,
             panels,
+            panel_stride,
             panels_stride,
-            sums,
-            sums_stride,
-            fresh: false,
+        };
+        panics(|| add_row(Portable, &mut sums, vectors, product))
+    };
+    // Two rows of three, four apart; panels of three rows of two vectors, one vector between rows.
+    let good = (3, [4, 3 * lanes, 7 * lanes]);
+    assert!(!refused(&a, &panels, 1..3, good));
+    assert!(refused(&a[1..], &panels, 1..3, good));
+    assert!(refused(&a, &panels[1..], 1..3, good));
+    assert!(refused(&a, &panels, 1..4, good));
+    assert!(refused(&a, &panels, 3..5, good));
+    assert!(refused(&a, &panels, 4..5, good));
+    const FAR: usize = usize::MAX;
+    for sizes in [
+        (4, good.1),
+        (FAR, good.1),
+        (3, [FAR, 3 * lanes, 7 * lanes]),
+        (3, [FAR - 1, 3 * lanes, 7 * lanes]),
+        (3, [4, FAR, 7 * lanes]),
+        (3, [4, FAR / 2 + 1, 7 * lanes]),
+        (3, [4, 3 * lanes, FAR]),
+        (3, [4, 3 * lanes, FAR - lanes]),
+    ] {
+        assert!(refused(&a, &panels, 1..3, sizes), "{sizes:?}");
+    }
+    // Nothing is read of nothing.
+    assert!(!refused(&[], &[], 0..4, (0, [FAR; 3])));
+}
+
+#[test]
+fn gate_products_beyond_their_operands_panic() {
+    const FAR: usize = usize::MAX;
+    let lanes = <Portable as Simd<f32>>::LANES;
+    let refused = |lens: [usize; 3], [gates, depth, stride, columns]: [usize; 4]| {
+        let [a, matrix, mut sums] = lens.map(|len| vec![0f32; len]);
+        let product = GateProduct {
+            gates,
+            depth,
+            a: &a,
+            matrix: &matrix,
+            stride,
+            columns,
+            sums: &mut sums,
         };
         panics(|| multiply_row(Portable, product))
     };
-    let good = (2, 3, 3, 3 * lanes, lanes);
-    assert!(!refused(&a, &panels, 2 * lanes, good));
-    assert!(refused(&a[1..], &panels, 2 * lanes, good));
-    assert!(refused(&a, &panels[1..], 2 * lanes, good));
-    assert!(refused(&a, &panels, 2 * lanes - 1, good));
-    let far = usize::MAX;
-    for sizes in [
-        (0, 3, 3, 6, 2),
-        (5, 0, 0, 0, 0),
-        (2, far, 3, 6, 2),
-        (2, 3, far, 6, 2),
-        (2, 3, 3, far, 2),
-        (2, 3, 3, 6, far),
-        (2, 3, far - 1, 6, 2),
-    ] {
-        assert!(refused(&a, &panels, 2 * lanes, sizes), "{sizes:?}");
+    // By columns, and streamed: there a row of sums for each gate.
+    let (columns, wide) = (2 * lanes - 1, (512 << 10) / 4);
+    let cases = [
+        ([6, 5 * 9 + columns, columns], [2, 3, 9, columns]),
+        ([6, 5 * wide + columns, 4 * lanes], [2, 3, wide, columns]),
+    ];
+    for (lens, sizes) in cases {
+        assert!(!refused(lens, sizes), "{sizes:?}");
+        for operand in 0..3 {
+            let mut lens = lens;
+            lens[operand] -= 1;
+            assert!(refused(lens, sizes), "{sizes:?}, operand {operand}");
+        }
+        let [gates, depth, stride, _] = sizes;
+        for sizes in [
+            [0, depth, stride, columns],
+            [3, depth, stride, columns],
+            [5, 0, stride, columns],
+            [gates, depth + 1, stride, columns],
+            [gates, FAR, stride, columns],
+            [gates, depth, columns - 1, columns],
+            [gates, depth, stride + 1, columns],
+            [gates, depth, FAR, columns],
+            [gates, depth, stride, FAR],
+        ] {
+            assert!(refused(lens, sizes), "{sizes:?}");
+        }
     }
+    // No rows: the sums are zeros, and there must be as many as columns.
+    assert!(!refused([0, 0, 3], [2, 0, 3, 3]));
+    assert!(refused([0, 0, 2], [2, 0, 3, 3]));
 }
 
 // ---- Memory --------------------------------------------------------------------------------------

@@ -1,0 +1,32 @@
+//! The micro-kernels at every level of this machine: each has register tiles of its own.
+
+#[path = "support/levels.rs"]
+mod levels;
+#[allow(dead_code)] // `portable.rs` uses the rest
+#[path = "support/products.rs"]
+mod products;
+
+use levels::levels;
+use products::{every_gate_product, every_row, every_tile};
+use rnncore::simd::{Element, Kernel, Simd};
+
+/// All of them, at the level that runs it.
+struct Products;
+
+impl<E: Element> Kernel<E> for Products {
+    type Output = ();
+
+    fn run<S: Simd<E>>(self, s: S) {
+        every_tile::<E, S>(s);
+        every_row::<E, S>(s);
+        every_gate_product::<E, S>(s);
+    }
+}
+
+#[test]
+fn every_level_multiplies_in_the_order_of_k() {
+    for level in levels() {
+        f32::dispatch(level, Products);
+        f64::dispatch(level, Products);
+    }
+}
