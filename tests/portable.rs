@@ -1278,7 +1278,7 @@ fn workers_hand_rows_to_one_another() {
     workers_hand_over::<f32>(&[0..3, 3..7]);
     workers_hand_over::<f64>(&[0..4, 4..7]);
     workers_hand_over::<f32>(&[0..2, 2..2, 2..7]);
-    workers_hand_over::<f64>(&[0..7]);
+    workers_hand_over::<f64>(std::slice::from_ref(&(0..7)));
 }
 
 #[test]
@@ -1337,7 +1337,7 @@ fn ends_that_would_share_columns_panic() {
         (&[3..7, 0..3], false),
         (&[0..3, 3..8], false),
         (&[0..3, Range { start: 5, end: 4 }], false),
-        (&[0..7], false),
+        (std::slice::from_ref(&(0..7)), false),
         (&[0..2, 2..4, 4..7], false),
     ];
     for (cuts, good) in cases {
