@@ -657,20 +657,20 @@ fn places_beyond_a_line_panic() {
 
 #[test]
 fn every_register_tile_multiplies() {
-    every_tile::<f32, _>(Portable);
-    every_tile::<f64, _>(Portable);
+    every_tile(Portable, |a: f32, b, c| a * b + c);
+    every_tile(Portable, |a: f64, b, c| a * b + c);
 }
 
 #[test]
 fn every_row_kernel_adds() {
-    every_row::<f32, _>(Portable);
-    every_row::<f64, _>(Portable);
+    every_row(Portable, |a: f32, b, c| a * b + c);
+    every_row(Portable, |a: f64, b, c| a * b + c);
 }
 
 #[test]
 fn every_row_of_gates_multiplies() {
-    every_gate_product::<f32, _>(Portable);
-    every_gate_product::<f64, _>(Portable);
+    every_gate_product(Portable, |a: f32, b, c| a * b + c);
+    every_gate_product(Portable, |a: f64, b, c| a * b + c);
 }
 
 /// A tile of two rows with every kind of operand; some of them walked backwards.
