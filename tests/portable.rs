@@ -610,6 +610,29 @@ fn steps_beyond_the_tables_of_strips_panic() {
     }
 }
 
+/// A refused step leaves nothing behind: neither rows of the step before, seen from the new place in
+/// the tables that have it, nor the other way round.
+#[test]
+fn strips_of_a_refused_step_are_at_no_step() {
+    let (s, schedule) = (Portable, schedule());
+    let layout = Layout {
+        schedule: &schedule,
+        first_step: 0,
+        slots: 1,
+        width: 2,
+    };
+    let packed = schedule.packed_rows();
+    let (mut values, inputs) = (vec![0f64; packed * 2], vec![0f64; (packed - 1) * 2]);
+    let mut field = Field::new(&mut values, layout);
+    let read = [Some((Table::new(&inputs, layout), 1))];
+    let mut strips = Strips::new(&schedule, 0..4, 2, [Some((&mut field, 1))], read);
+    strips.seek(0, 4);
+    // The field has the last step, which is one row; the table has not.
+    assert!(panics(|| strips.seek(schedule.steps() - 1, 1)));
+    assert!(panics(|| strips.line(3).load(s, 0, 0, 0)));
+    assert!(panics(|| strips.line(0).load(s, 0, 0, 0)));
+}
+
 #[test]
 fn places_beyond_a_line_panic() {
     const FAR: usize = usize::MAX;
@@ -934,6 +957,8 @@ fn gate_products_beyond_their_operands_panic() {
             assert!(refused(lens, sizes), "{sizes:?}");
         }
     }
+    // Seven rows further wrap around to what is there; one row further is nowhere.
+    assert!(refused([8, 64, 8], [1, 8, FAR / 7 + 1, lanes]));
     // No rows: the sums are zeros, and there must be as many as columns.
     assert!(!refused([0, 0, 3], [2, 0, 3, 3]));
     assert!(refused([0, 0, 2], [2, 0, 3, 3]));
@@ -1212,6 +1237,10 @@ fn nobody_waits_for_a_party_that_left() {
         assert_eq!(barrier.meet(), Ok(()));
         barrier.leave();
     });
+    // Asking again does not make up for who is missing.
+    for _ in 0..4 {
+        assert_eq!(barrier.meet(), Err(Error::Interrupted));
+    }
     // There is nobody to wait for.
     let alone = Barrier::new(1);
     alone.leave();
@@ -1297,6 +1326,16 @@ fn the_only_end_of_a_relay_has_all_columns() {
     drop(end);
     // The copies have changed places an odd number of times.
     assert_eq!(*relay.copies()[1], counting::<f64>(42, 7));
+}
+
+#[test]
+fn a_relay_may_have_no_rows() {
+    let mut relay = Relay::<f32>::new(0, 1, 7, "rows").expect("memory");
+    let barrier = Barrier::new(2);
+    for mut end in relay.ends(&[0..3, 3..7], &barrier) {
+        assert!(end.sides(0).0.is_empty());
+        assert!(panics(|| end.sides(1).0.len()));
+    }
 }
 
 /// An error or a panic of one worker is an error of the others, however long they would have waited.
