@@ -31,9 +31,8 @@ use rnncore::cell::{
     Cell, Forward, GruAfter, GruBefore, Lstm, MAX_SLOTS, MguAfter, MguBefore, Rnn, Saved, State,
     Update,
 };
-use rnncore::gemm::kernel::{
-    Product, RowProduct, Rows, max_rows, multiply, multiply_row, panels_at_once,
-};
+use rnncore::gemm::kernel::{Begin, Joint, MAX_VECTORS, Product, Rows, Term, max_rows, multiply};
+use rnncore::gemm::row::{GateProduct, RowProduct, add_row, multiply_row};
 use rnncore::layer::{BackwardOptions, CellKind, ForwardOptions, Frozen, Stack, Tape};
 use rnncore::math::{sigmoid, tanh};
 use rnncore::parallel::Watch;
@@ -126,9 +125,8 @@ impl Kernel<f32> for Tiles<'_> {
     fn run<S: Simd<f32>>(self, s: S) {
         let width = self.vectors * S::LANES;
         for _ in 0..self.calls {
-            let product = Product {
-                rows: max_rows(S::REGISTERS, self.vectors),
-                vectors: self.vectors,
+            let term = Term {
+                joint: Joint::Add,
                 depth: DEPTH,
                 a: Rows {
                     values: self.a,
@@ -137,9 +135,14 @@ impl Kernel<f32> for Tiles<'_> {
                 },
                 panel: self.panel,
                 panel_stride: width as isize,
+            };
+            let product = Product {
+                rows: max_rows(S::REGISTERS, self.vectors),
+                vectors: self.vectors,
+                begin: Begin::Zero,
+                terms: &[term],
                 sums: self.sums,
                 sums_stride: width,
-                fresh: true,
             };
             multiply(s, product);
         }
@@ -201,77 +204,144 @@ fn tiles(criterion: &mut Criterion) {
     }
 }
 
-/// One row with as many panels at once as the drivers take.
-struct RowKernels<'a> {
-    count: usize,
-    vectors: usize,
+/// One row with Q panels of P vectors at once, whose sums are in registers.
+struct PanelRow<'a, const Q: usize, const P: usize> {
     a: &'a [f32],
     panels: &'a [f32],
     sums: &'a mut [f32],
     calls: usize,
 }
 
-impl Kernel<f32> for RowKernels<'_> {
+impl<const Q: usize, const P: usize> Kernel<f32> for PanelRow<'_, Q, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd<f32>>(self, s: S) {
-        let width = self.vectors * S::LANES;
+        let width = P * S::LANES;
         for _ in 0..self.calls {
+            let mut sums = [[s.splat(0.0); MAX_VECTORS]; Q];
             let product = RowProduct {
-                count: self.count,
-                vectors: self.vectors,
                 depth: DEPTH,
-                a: self.a,
+                // Or all calls would be one: they are inlined here.
+                a: black_box(self.a),
                 a_stride: 0,
                 panels: self.panels,
+                panel_stride: width,
                 panels_stride: DEPTH * width,
-                sums: self.sums,
-                sums_stride: width,
-                fresh: true,
             };
-            multiply_row(s, product);
+            add_row(s, &mut sums, 0..P, product);
+            for q in 0..Q {
+                for p in 0..P {
+                    sums[q][p].store(&mut self.sums[q * width + p * S::LANES..]);
+                }
+            }
         }
     }
 }
 
+/// Forward: panels of several units.
+fn panel_row<const Q: usize, const P: usize>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    level: Level,
+) {
+    let width = P * f32::dispatch(level, Ask).0;
+    let (a, panels, mut sums) = (
+        numbers(DEPTH),
+        numbers(Q * DEPTH * width),
+        vec![0.0; Q * width],
+    );
+    let run = |sums: &mut [f32], calls| {
+        let (a, panels) = (&a, &panels);
+        f32::dispatch(
+            level,
+            PanelRow::<Q, P> {
+                a,
+                panels,
+                sums,
+                calls,
+            },
+        );
+    };
+    run(&mut sums, 1);
+    let one = |panel| expected_product(&a, panel, width);
+    let expected: Vec<f64> = panels.chunks(DEPTH * width).flat_map(one).collect();
+    assert_near(&sums, &expected, 1e-5, level.name());
+    group.throughput(Throughput::Elements((2 * CALLS * Q * DEPTH * width) as u64));
+    group.bench_function(BenchmarkId::from_parameter(format!("{Q}x{P}")), |bencher| {
+        bencher.iter(|| run(black_box(&mut sums), CALLS));
+    });
+}
+
+/// One row with a matrix of gates.
+struct GateRow<'a> {
+    gates: usize,
+    a: &'a [f32],
+    matrix: &'a [f32],
+    columns: usize,
+    sums: &'a mut [f32],
+}
+
+impl Kernel<f32> for GateRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<f32>>(self, s: S) {
+        let product = GateProduct {
+            gates: self.gates,
+            depth: self.a.len() / self.gates,
+            a: self.a,
+            matrix: self.matrix,
+            stride: self.columns,
+            columns: self.columns,
+            sums: self.sums,
+        };
+        multiply_row(s, product);
+    }
+}
+
+/// Backward: the gates of `hidden` units, as many k as columns.
+fn gate_row(group: &mut BenchmarkGroup<'_, WallTime>, level: Level, gates: usize, hidden: usize) {
+    let rows = gates * hidden;
+    let (a, matrix) = (numbers(rows), numbers(rows * hidden));
+    // Room for whole vectors is what a streamed matrix asks for: all of them divide `hidden`.
+    let mut sums = vec![0.0; rows];
+    let run = |sums: &mut [f32]| {
+        let (a, matrix, columns) = (&a, &matrix, hidden);
+        f32::dispatch(
+            level,
+            GateRow {
+                gates,
+                a,
+                matrix,
+                columns,
+                sums,
+            },
+        );
+    };
+    run(&mut sums);
+    let sum = |column: usize| {
+        let term = |row: usize| f64::from(a[row]) * f64::from(matrix[row * hidden + column]);
+        (0..rows).map(term).sum()
+    };
+    let expected: Vec<f64> = (0..hidden).map(sum).collect();
+    assert_near(&sums[..hidden], &expected, 1e-5, level.name());
+    group.throughput(Throughput::Elements((2 * rows * hidden) as u64));
+    let name = format!("{gates} gates/{hidden}");
+    group.bench_function(name, |bencher| bencher.iter(|| run(black_box(&mut sums))));
+}
+
 fn row_kernels(criterion: &mut Criterion) {
     for level in levels() {
-        let (lanes, _) = f32::dispatch(level, Ask);
-        let mut group = criterion.benchmark_group(format!("row/{}", level.name()));
-        for vectors in 1..=4 {
-            let (count, width) = (panels_at_once(vectors), vectors * lanes);
-            let (a, panels, mut sums) = (
-                numbers(DEPTH),
-                numbers(count * DEPTH * width),
-                vec![0.0; count * width],
-            );
-            let run = |sums: &mut [f32], calls| {
-                f32::dispatch(
-                    level,
-                    RowKernels {
-                        count,
-                        vectors,
-                        a: &a,
-                        panels: &panels,
-                        sums,
-                        calls,
-                    },
-                );
-            };
-            run(&mut sums, 1);
-            let one = |panel| expected_product(&a, panel, width);
-            let expected: Vec<f64> = panels.chunks(DEPTH * width).flat_map(one).collect();
-            assert_near(&sums, &expected, 1e-5, level.name());
-            group.throughput(Throughput::Elements(
-                (2 * CALLS * count * DEPTH * width) as u64,
-            ));
-            group.bench_function(
-                BenchmarkId::from_parameter(format!("{count}x{vectors}")),
-                |bencher| {
-                    bencher.iter(|| run(black_box(&mut sums), CALLS));
-                },
-            );
+        let group = &mut criterion.benchmark_group(format!("row/{}", level.name()));
+        // As many panels as the drivers take.
+        panel_row::<4, 1>(group, level);
+        panel_row::<4, 2>(group, level);
+        panel_row::<4, 3>(group, level);
+        panel_row::<2, 4>(group, level);
+        for gates in [1, 3, 4] {
+            // By columns, and streamed.
+            gate_row(group, level, gates, 128);
+            gate_row(group, level, gates, 512);
         }
     }
 }

@@ -5,7 +5,7 @@
 mod ulp;
 
 use rnncore::math;
-use rnncore::simd::{Element, Kernel, Level, Simd, Vector};
+use rnncore::simd::{Broadcast, Element, Grouped, Kernel, Level, Simd, Vector};
 use ulp::{Activation, Checked, Exact, power_of_two};
 
 /// Miri is slow; what it looks for does not depend on the numbers.
@@ -239,6 +239,65 @@ fn a_lane_does_not_depend_on_its_neighbours() {
             );
         }
     }
+}
+
+/// An activation of groups of N vectors; the rest that fills no group stays.
+struct ApplyGroups<'a, E, const N: usize> {
+    f: Activation,
+    x: &'a [E],
+    y: &'a mut [E],
+}
+
+impl<E: Element, const N: usize> Kernel<E> for ApplyGroups<'_, E, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) {
+        let (grouped, len) = (Grouped::<S, N>(s), N * S::LANES);
+        let groups = self.x.chunks_exact(len).zip(self.y.chunks_exact_mut(len));
+        for (x, y) in groups {
+            let mut group = grouped.splat(E::ZERO);
+            for (vector, x) in group.0.iter_mut().zip(x.chunks(S::LANES)) {
+                *vector = s.load(x);
+            }
+            let result = match self.f {
+                Activation::Sigmoid => math::sigmoid(grouped, group),
+                Activation::Tanh => math::tanh(grouped, group),
+            };
+            for (vector, y) in result.0.into_iter().zip(y.chunks_mut(S::LANES)) {
+                vector.store(y);
+            }
+        }
+    }
+}
+
+fn groups_give_the_bits_of_vectors<E: Bits, const N: usize>() {
+    // Edges first and last, in groups with ordinary numbers and with one another.
+    let mut x: Vec<E> = [edges(), dense(), edges()].concat();
+    x.resize(x.len().next_multiple_of(16 * N), E::ONE);
+    for (f, level) in product() {
+        let alone = apply(f, level, &x);
+        let mut y = vec![E::ZERO; x.len()];
+        let (x, together) = (&x, &mut y);
+        E::dispatch(level, ApplyGroups::<E, N> { f, x, y: together });
+        for ((x, y), alone) in x.iter().zip(&y).zip(&alone) {
+            let nan = y.to_f64().is_nan() && alone.to_f64().is_nan();
+            assert!(
+                nan || y.bits() == alone.bits(),
+                "{f:?}({x:?}) in {N} on {}",
+                level.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_vector_does_not_depend_on_its_group() {
+    groups_give_the_bits_of_vectors::<f32, 1>();
+    groups_give_the_bits_of_vectors::<f32, 2>();
+    groups_give_the_bits_of_vectors::<f32, 3>();
+    groups_give_the_bits_of_vectors::<f64, 2>();
+    groups_give_the_bits_of_vectors::<f64, 4>();
 }
 
 /// The derivatives, the rectifier and the flush of two vectors' worth of numbers.

@@ -1,6 +1,6 @@
 //! The unsafe code, at the level that every machine has, on sizes so small that Miri can follow every
-//! access: windows on shared tables, the micro-kernels, the pool of threads, aligned memory; and every
-//! form of every cell, forward and backward.
+//! access: windows on shared tables and strips of them, the micro-kernels, aligned memory, the pool of
+//! threads, their meetings; and every form of every cell, forward and backward.
 //!
 //! Numbers are held to exact bits where the portable level promises an order of operations.
 
@@ -8,6 +8,8 @@
 mod naive;
 #[path = "support/problem.rs"]
 mod problem;
+#[path = "support/products.rs"]
+mod products;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,14 +18,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use naive::solve;
 use problem::{CELLS, Case, Setup, assert_close, assert_same, compute, tolerance};
+use products::{From, Join, Operands, Tile, Walk, every_gate_product, every_row, every_tile};
 use rnncore::error::{Error, Result};
-use rnncore::gemm::kernel::{Product, RowProduct, Rows, max_rows, multiply, multiply_row};
+use rnncore::gemm::kernel::{MAX_VECTORS, max_rows};
+use rnncore::gemm::relay::{Relay, RelayEnd};
+use rnncore::gemm::row::{GateProduct, RowProduct, add_row, multiply_row};
+use rnncore::gemm::strips::Strips;
 use rnncore::gemm::view::{Field, Layout, Table};
 use rnncore::layer::{CellKind, Merge};
 use rnncore::memory::{Buffer, copied, filled, zeros};
-use rnncore::parallel::{Team, Watch};
+use rnncore::parallel::{Barrier, Team, Watch};
 use rnncore::shape::Schedule;
-use rnncore::simd::{Element, Level, Portable, Simd, Vector};
+use rnncore::simd::{Broadcast, Element, Level, Portable, Simd, Vector};
 
 /// `first`, `first + 1`, ...
 fn counting<E: Element>(count: usize, first: usize) -> Vec<E> {
@@ -295,7 +301,7 @@ fn places_beyond_a_block_panic() {
     ] {
         let mut field = Field::new(&mut values, layout);
         let mut block = field.block(0, 1..2, 1, 4);
-        let zero = Simd::<f64>::splat(Portable, 0.0);
+        let zero = Broadcast::<f64>::splat(Portable, 0.0);
         assert!(
             panics(|| block.load(Portable, row, slot, column)),
             "{row} {slot} {column}"
@@ -312,311 +318,650 @@ fn places_beyond_a_block_panic() {
     }
 }
 
-// ---- Micro-kernels -------------------------------------------------------------------------------
+// ---- Strips of several tables --------------------------------------------------------------------
 
-/// One operand's size and strides.
-#[derive(Clone, Copy, Debug)]
-struct Shape {
-    rows: usize,
-    vectors: usize,
-    depth: usize,
-    row_stride: usize,
-    depth_stride: isize,
-    panel_stride: isize,
-    sums_stride: usize,
+/// The tables of a run: a whole sequence, a chunk with two slots of which the second is left alone, a
+/// state; and a chunk of wider rows that is only read.
+struct Tables<'a, E> {
+    whole: Field<'a, E>,
+    chunk: Field<'a, E>,
+    state: Field<'a, E>,
+    inputs: Table<'a, E>,
 }
 
-/// The last index plus one of a walk of `n` steps.
-fn extent(stride: isize, n: usize) -> usize {
-    stride.unsigned_abs() * n.saturating_sub(1)
-}
-
-/// The index of step k of a walk: a negative stride begins at the far end.
-fn index(stride: isize, n: usize, k: usize) -> usize {
-    if stride < 0 {
-        stride.unsigned_abs() * (n - 1 - k)
-    } else {
-        stride.unsigned_abs() * k
+impl<'a, E: Element> Tables<'a, E> {
+    /// The rows and columns before `at`, and those from it on.
+    fn split_rows(self, at: usize) -> [Self; 2] {
+        let inputs = self.inputs;
+        let (whole, chunk) = (self.whole.split_rows(at), self.chunk.split_rows(at));
+        let state = self.state.split_rows(at);
+        [(whole.0, chunk.0, state.0), (whole.1, chunk.1, state.1)].map(|(whole, chunk, state)| {
+            Self {
+                whole,
+                chunk,
+                state,
+                inputs,
+            }
+        })
     }
-}
 
-struct Operands<E> {
-    a: Vec<E>,
-    panel: Vec<E>,
-    sums: Vec<E>,
-}
+    fn split_columns(self, at: usize) -> [Self; 2] {
+        let inputs = [self.inputs, self.inputs.from_column(at)];
+        let (whole, chunk) = (self.whole.split_columns(at), self.chunk.split_columns(at));
+        let state = self.state.split_columns(at);
+        let [left, right] = inputs;
+        [
+            (whole.0, chunk.0, state.0, left),
+            (whole.1, chunk.1, state.1, right),
+        ]
+        .map(|(whole, chunk, state, inputs)| Self {
+            whole,
+            chunk,
+            state,
+            inputs,
+        })
+    }
 
-impl Shape {
-    /// Exactly as many values as the product needs.
-    fn operands<E: Element>(&self) -> Operands<E>
+    /// Adds the input to the sequence and to the first slot of the chunk, and what the chunk had there to
+    /// the state, over the steps from `first` on, for these rows and so many columns.
+    fn walk(mut self, schedule: &Schedule, first: usize, own: Range<usize>, width: usize)
     where
         Portable: Simd<E>,
     {
-        let width = self.vectors * <Portable as Simd<E>>::LANES;
-        let a = extent(self.depth_stride, self.depth) + (self.rows - 1) * self.row_stride + 1;
-        let panel = extent(self.panel_stride, self.depth) + width;
-        let sums = (self.rows - 1) * self.sums_stride + width;
-        let some = |count: usize, scale: f64| {
-            (0..count)
-                .map(|k| E::from_f64((k as f64 * scale).sin()))
-                .collect()
-        };
-        Operands {
-            a: some(a, 0.7),
-            panel: some(panel, 0.3),
-            sums: some(sums, 1.1),
-        }
-    }
-
-    fn product<'a, E: Element>(
-        &self,
-        operands: &'a mut Operands<E>,
-        fresh: bool,
-    ) -> Product<'a, E> {
-        let a = Rows {
-            values: &operands.a[..],
-            row_stride: self.row_stride,
-            depth_stride: self.depth_stride,
-        };
-        Product {
-            rows: self.rows,
-            vectors: self.vectors,
-            depth: self.depth,
-            a,
-            panel: &operands.panel,
-            panel_stride: self.panel_stride,
-            sums: &mut operands.sums,
-            sums_stride: self.sums_stride,
-            fresh,
-        }
-    }
-
-    /// The portable level multiplies, then adds, in the order of k.
-    fn expected<E: Element>(&self, operands: &Operands<E>, fresh: bool) -> Vec<E>
-    where
-        Portable: Simd<E>,
-    {
-        let mut sums = operands.sums.clone();
-        for r in 0..self.rows {
-            for column in 0..self.vectors * <Portable as Simd<E>>::LANES {
-                let sum = &mut sums[r * self.sums_stride + column];
-                if fresh {
-                    *sum = E::ZERO;
-                }
-                for k in 0..self.depth {
-                    let a =
-                        operands.a[r * self.row_stride + index(self.depth_stride, self.depth, k)];
-                    *sum =
-                        a * operands.panel[index(self.panel_stride, self.depth, k) + column] + *sum;
+        let (s, lanes) = (Portable, <Portable as Simd<E>>::LANES);
+        let written = [
+            Some((&mut self.whole, 1)),
+            None,
+            Some((&mut self.chunk, 1)),
+            Some((&mut self.state, 1)),
+        ];
+        let read = [None, Some((self.inputs, 2))];
+        let mut strips = Strips::new(schedule, own.clone(), width, written, read);
+        assert_eq!(strips.width(), width);
+        assert_eq!(
+            [0, 1, 2, 3].map(|k| strips.has(k)),
+            [true, false, true, true]
+        );
+        assert_eq!([0, 1].map(|k| strips.has_read(k)), [false, true]);
+        for t in first..schedule.steps() {
+            let rows = own.end.min(schedule.active(t)).saturating_sub(own.start);
+            if rows == 0 {
+                continue;
+            }
+            strips.seek(t, rows);
+            assert_eq!(strips.rows(), rows);
+            for row in 0..rows {
+                let mut line = strips.line(row);
+                for column in (0..width).step_by(lanes) {
+                    let input = line.read(s, 1, 1, column);
+                    let (whole, chunk) = (line.load(s, 0, 0, column), line.load(s, 2, 0, column));
+                    let state = line.load(s, 3, 0, column);
+                    line.store(s, 0, 0, column, whole + input);
+                    line.store(s, 2, 0, column, chunk + input);
+                    line.store(s, 3, 0, column, state + chunk);
                 }
             }
         }
-        sums
     }
 }
 
-/// Every register tile, with operands read by rows, by columns, and backwards.
-fn every_tile<E: Element>()
+/// Four workers, by rows and by columns, each on a thread of its own, through ragged steps from the
+/// middle of a sequence on.
+fn workers_walk_their_strips<E: Element>()
 where
     Portable: Simd<E>,
 {
-    for vectors in 1..=4 {
-        let width = vectors * <Portable as Simd<E>>::LANES;
-        for rows in 1..=max_rows(<Portable as Simd<E>>::REGISTERS, vectors) {
-            for (depth, row_stride, depth_stride, panel_stride, sums_stride) in [
-                (3, 3, 1, width as isize, width),
-                (2, 1, rows as isize, width as isize, width + 1),
-                (3, 1, -(rows as isize), -(width as isize), width + 2),
-                (2, 5, -2, -(width as isize + 3), width),
-                (1, 0, 0, -1, width),
-                (0, 7, -7, -7, width),
-            ] {
-                let shape = Shape {
-                    rows,
-                    vectors,
-                    depth,
-                    row_stride,
-                    depth_stride,
-                    panel_stride,
-                    sums_stride,
-                };
-                for fresh in [false, true] {
-                    let mut operands = shape.operands::<E>();
-                    let expected = shape.expected(&operands, fresh);
-                    multiply(Portable, shape.product(&mut operands, fresh));
-                    assert_eq!(operands.sums, expected, "{shape:?}, fresh {fresh}");
+    let schedule = schedule();
+    let steps_alone = Schedule::dense(1, schedule.batch()).expect("a good schedule");
+    // The last two: one worker with all rows, one with all columns.
+    for (first, width, row_cut, column_cut) in [
+        (1, 7, 1, 3),
+        (2, 5, 2, 4),
+        (0, 9, 3, 5),
+        (1, 6, 0, 2),
+        (3, 4, 1, 4),
+    ] {
+        let packed = schedule.packed_rows();
+        let held = packed - schedule.offsets()[first];
+        let layout = |schedule, first_step, slots, width| Layout {
+            schedule,
+            first_step,
+            slots,
+            width,
+        };
+        let mut whole = counting::<E>(packed * width, 0);
+        let mut chunk = counting::<E>(held * 2 * width, 1000);
+        let mut state = counting::<E>(schedule.batch() * width, 3000);
+        // Two columns that no strip begins at, in front and behind.
+        let inputs = counting::<E>(held * 2 * (width + 4), 5000);
+
+        let expected = {
+            let (mut whole, mut chunk, mut state) = (whole.clone(), chunk.clone(), state.clone());
+            for row in schedule.offsets()[first]..packed {
+                let t = (0..schedule.steps()).rfind(|&t| schedule.offsets()[t] <= row);
+                let place = row - schedule.offsets()[t.expect("a step")];
+                let local = row - schedule.offsets()[first];
+                for column in 0..width {
+                    let input = inputs[(local * 2 + 1) * (width + 4) + 2 + column];
+                    state[place * width + column] += chunk[local * 2 * width + column];
+                    whole[row * width + column] += input;
+                    chunk[local * 2 * width + column] += input;
                 }
             }
+            [whole, chunk, state]
+        };
+
+        let tables = Tables {
+            whole: Field::new(&mut whole, layout(&schedule, 0, 1, width)),
+            chunk: Field::new(&mut chunk, layout(&schedule, first, 2, width)),
+            state: Field::new(&mut state, layout(&steps_alone, 0, 1, width)),
+            inputs: Table::new(&inputs, layout(&schedule, first, 2, width + 4)).from_column(2),
+        };
+        let rows = [0..row_cut, row_cut..schedule.batch()];
+        std::thread::scope(|scope| {
+            for (part, own) in tables.split_rows(row_cut).into_iter().zip(rows) {
+                let widths = [column_cut, width - column_cut];
+                for (part, width) in part.split_columns(column_cut).into_iter().zip(widths) {
+                    let (schedule, own) = (&schedule, own.clone());
+                    scope.spawn(move || part.walk(schedule, first, own, width));
+                }
+            }
+        });
+        assert_eq!(
+            [whole, chunk, state],
+            expected,
+            "from step {first}, width {width}, rows cut at {row_cut}, columns at {column_cut}"
+        );
+    }
+}
+
+#[test]
+fn workers_on_several_threads_walk_their_strips() {
+    workers_walk_their_strips::<f32>();
+    workers_walk_their_strips::<f64>();
+}
+
+#[test]
+fn strips_of_whole_rows_are_read_as_one() {
+    let schedule = schedule();
+    let layout = Layout {
+        schedule: &schedule,
+        first_step: 1,
+        slots: 2,
+        width: 3,
+    };
+    let held = schedule.packed_rows() - schedule.offsets()[1];
+    let mut values = counting::<f64>(held * 6, 0);
+    let (_, mut rest) = Field::new(&mut values, layout).split_rows(1);
+    let mut strips = Strips::new(&schedule, 1..5, 3, [Some((&mut rest, 1)), None], []);
+    assert!(strips.whole_rows(0).is_empty());
+    strips.seek(1, 2);
+    assert_eq!(strips.whole_rows(0), counting::<f64>(12, 6));
+    assert!(panics(|| strips.whole_rows(1).len()));
+    let (mut left, mut right) = Field::new(&mut values, layout).split_columns(2);
+    let written = [Some((&mut left, 2)), Some((&mut right, 2))];
+    let mut strips = Strips::new(&schedule, 0..1, 1, written, []);
+    strips.seek(1, 1);
+    assert!(panics(|| strips.whole_rows(0).len()) && panics(|| strips.whole_rows(1).len()));
+}
+
+/// What a table does not have, or its owner not own, no strip is laid over.
+#[test]
+fn strips_beyond_their_tables_panic() {
+    const FAR: usize = usize::MAX;
+    let (schedule, ragged) = (
+        schedule(),
+        Schedule::ragged(2, 3, &[2, 1, 1]).expect("good"),
+    );
+    let (states, few) = (
+        Schedule::dense(1, 5).expect("a good schedule"),
+        Schedule::dense(1, 2).expect("a good schedule"),
+    );
+    let layout = |schedule, first_step| Layout {
+        schedule,
+        first_step,
+        slots: 2,
+        width: 6,
+    };
+    // Rows, columns, slots; the schedule that the table is of, its first step, its rows.
+    let good = (1..3, 4, 2);
+    let cases = [
+        (good.clone(), (&schedule, 1, 5), true),
+        (good.clone(), (&states, 0, 5), true),
+        (good.clone(), (&states, 0, 3), true),
+        ((0..3, 4, 2), (&schedule, 1, 5), false), // a row of another owner
+        ((1..4, 4, 2), (&schedule, 1, 5), false), // as above
+        ((1..FAR, 4, 2), (&schedule, 1, 5), false),
+        ((1..3, 5, 2), (&schedule, 1, 5), false), // a column of another owner
+        ((1..3, FAR, 2), (&schedule, 1, 5), false),
+        ((1..3, 4, 3), (&schedule, 1, 5), false), // no such slot
+        ((1..3, 4, FAR), (&schedule, 1, 5), false),
+        ((1..3, 4, 2), (&states, 0, 2), false), // a state with fewer rows
+        ((1..3, 4, 2), (&few, 0, 5), false),    // as above, by its schedule
+        ((1..3, 4, 2), (&ragged, 1, 5), false), // a state in the middle of a sequence
+        ((1..3, 4, 2), (&schedule, 9, 5), false), // no such step
+    ];
+    for ((own, width, slots), (of, first_step, held), fits) in cases {
+        let mut values = vec![0f32; held * 12];
+        let case = format!("rows {own:?}, {width} x {slots}, {held} rows from {first_step}");
+        let (_, field) = Field::new(&mut values, layout(of, first_step)).split_rows(1);
+        let (field, _) = field.split_rows(3);
+        let (_, mut field) = field.split_columns(2);
+        let laid = !panics(|| {
+            let written = [Some((&mut field, slots))];
+            Strips::new(&schedule, own.clone(), width, written, []).width()
+        });
+        assert_eq!(laid, fits, "written: {case}");
+        // Who only reads owns no rows: those that a step has not are refused when it is sought.
+        if !matches!(own, Range { start: 0, .. } | Range { end: 4.., .. }) {
+            let laid = !panics(|| {
+                let table = Table::new(&values, layout(of, first_step)).from_column(2);
+                let read = [Some((table, slots))];
+                Strips::<_, 0, 1>::new(&schedule, own.clone(), width, [], read).width()
+            });
+            assert_eq!(laid, fits, "read: {case}");
         }
     }
 }
+
+#[test]
+fn steps_beyond_the_tables_of_strips_panic() {
+    const FAR: usize = usize::MAX;
+    let schedule = schedule();
+    let layout = Layout {
+        schedule: &schedule,
+        first_step: 1,
+        slots: 1,
+        width: 6,
+    };
+    // Steps 1 and 2 are there, and their rows 3 and 1 in number; step 3 is not.
+    let held = schedule.offsets()[3] - schedule.offsets()[1];
+    let (mut values, inputs) = (vec![0f32; held * 6], vec![0f32; held * 6]);
+    for (start, t, rows, there) in [
+        (0, 1, 3, true),
+        (1, 1, 2, true),
+        (0, 2, 1, true),
+        (0, 1, 0, false),
+        (0, 1, 4, false), // more rows than the worker has
+        (1, 1, 3, false), // as above
+        (0, 2, 2, false), // more than the step has
+        (1, 2, 1, false), // none from there on
+        (2, 2, 1, false), // as above
+        (0, 0, 1, false), // a step before the table
+        (0, 3, 1, false), // a step after it
+        (0, 4, 1, false), // no such step
+        (0, FAR, 1, false),
+        (0, 1, FAR, false),
+    ] {
+        let own = start..3;
+        let sought = !panics(|| {
+            let mut field = Field::new(&mut values, layout);
+            let written = [Some((&mut field, 1))];
+            let mut strips = Strips::<_, 1, 0>::new(&schedule, own.clone(), 6, written, []);
+            strips.seek(t, rows);
+        });
+        assert_eq!(sought, there, "written: rows from {start}, {rows} at {t}");
+        let sought = !panics(|| {
+            let read = [Some((Table::new(&inputs, layout), 1))];
+            let mut strips = Strips::<_, 0, 1>::new(&schedule, own.clone(), 6, [], read);
+            strips.seek(t, rows);
+        });
+        assert_eq!(sought, there, "read: rows from {start}, {rows} at {t}");
+    }
+}
+
+/// A refused step leaves nothing behind: neither rows of the step before, seen from the new place in
+/// the tables that have it, nor the other way round.
+#[test]
+fn strips_of_a_refused_step_are_at_no_step() {
+    let (s, schedule) = (Portable, schedule());
+    let layout = Layout {
+        schedule: &schedule,
+        first_step: 0,
+        slots: 1,
+        width: 2,
+    };
+    let packed = schedule.packed_rows();
+    let (mut values, inputs) = (vec![0f64; packed * 2], vec![0f64; (packed - 1) * 2]);
+    let mut field = Field::new(&mut values, layout);
+    let read = [Some((Table::new(&inputs, layout), 1))];
+    let mut strips = Strips::new(&schedule, 0..4, 2, [Some((&mut field, 1))], read);
+    strips.seek(0, 4);
+    // The field has the last step, which is one row; the table has not.
+    assert!(panics(|| strips.seek(schedule.steps() - 1, 1)));
+    assert!(panics(|| strips.line(3).load(s, 0, 0, 0)));
+    assert!(panics(|| strips.line(0).load(s, 0, 0, 0)));
+}
+
+#[test]
+fn places_beyond_a_line_panic() {
+    const FAR: usize = usize::MAX;
+    let (s, schedule) = (Portable, Schedule::dense(2, 3).expect("a good schedule"));
+    let layout = Layout {
+        schedule: &schedule,
+        first_step: 0,
+        slots: 3,
+        width: 6,
+    };
+    let (mut values, inputs) = (vec![0f64; 6 * 18], vec![0f64; 6 * 18]);
+    let mut field = Field::new(&mut values, layout);
+    let written = [Some((&mut field, 2)), None];
+    let read = [None, Some((Table::new(&inputs, layout), 2))];
+    let mut strips = Strips::new(&schedule, 0..2, 5, written, read);
+    assert!(panics(|| strips.line(0).load(s, 0, 0, 0)), "no step yet");
+    strips.seek(1, 2);
+    for row in [2, FAR] {
+        assert!(panics(|| strips.line(row).load(s, 0, 0, 0)), "row {row}");
+    }
+    let zero = Broadcast::<f64>::splat(s, 0.0);
+    // Of a written table; the read one is the other.
+    for (k, slot, column, there) in [
+        (0, 1, 4, true),
+        (1, 0, 0, false), // absent
+        (2, 0, 0, false),
+        (FAR, 0, 0, false),
+        (0, 2, 0, false),
+        (0, FAR, 0, false),
+        (0, 0, 5, false),
+        (0, 0, FAR, false),
+    ] {
+        let place = format!("table {k}, slot {slot}, column {column}");
+        let refused = panics(|| strips.line(1).load(s, k, slot, column));
+        assert_eq!(refused, !there, "load: {place}");
+        let refused = panics(|| strips.line(1).store(s, k, slot, column, zero));
+        assert_eq!(refused, !there, "store: {place}");
+        let other = 1usize.wrapping_sub(k);
+        let refused = panics(|| strips.line(1).read(s, other, slot, column));
+        assert_eq!(refused, !there, "read: {place}");
+    }
+}
+
+// ---- Micro-kernels -------------------------------------------------------------------------------
 
 #[test]
 fn every_register_tile_multiplies() {
-    every_tile::<f32>();
-    every_tile::<f64>();
+    every_tile(Portable, |a: f32, b, c| a * b + c);
+    every_tile(Portable, |a: f64, b, c| a * b + c);
 }
 
-/// Every number of products of one row that share the registers.
-fn every_row_kernel<E: Element>()
-where
-    Portable: Simd<E>,
-{
-    for (vectors, count) in (1..=4).flat_map(|vectors| (1..=4).map(move |count| (vectors, count))) {
-        let width = vectors * <Portable as Simd<E>>::LANES;
-        for (depth, a_stride, gap) in [(3, 0, 0), (2, 2, 3), (0, 1, 0)] {
-            for fresh in [false, true] {
-                let (panels_stride, sums_stride) = (depth * width + gap, width + gap);
-                let a = counting::<E>((count - 1) * a_stride + depth, 1);
-                let panels = counting::<E>((count - 1) * panels_stride + depth * width, 2);
-                let mut sums = counting::<E>((count - 1) * sums_stride + width, 3);
-                let mut expected = sums.clone();
-                for (q, column) in
-                    (0..count).flat_map(|q| (0..width).map(move |column| (q, column)))
-                {
-                    let sum = &mut expected[q * sums_stride + column];
-                    *sum = if fresh { E::ZERO } else { *sum };
-                    for k in 0..depth {
-                        *sum = a[q * a_stride + k] * panels[q * panels_stride + k * width + column]
-                            + *sum;
-                    }
-                }
-                let (a, panels) = (&a[..], &panels[..]);
-                multiply_row(
-                    Portable,
-                    RowProduct {
-                        count,
-                        vectors,
-                        depth,
-                        a,
-                        a_stride,
-                        panels,
-                        panels_stride,
-                        sums: &mut sums,
-                        sums_stride,
-                        fresh,
-                    },
-                );
-                assert_eq!(
-                    sums, expected,
-                    "{count} x {vectors}, depth {depth}, fresh {fresh}"
-                );
+#[test]
+fn every_row_kernel_adds() {
+    every_row(Portable, |a: f32, b, c| a * b + c);
+    every_row(Portable, |a: f64, b, c| a * b + c);
+}
+
+#[test]
+fn every_row_of_gates_multiplies() {
+    every_gate_product(Portable, |a: f32, b, c| a * b + c);
+    every_gate_product(Portable, |a: f64, b, c| a * b + c);
+}
+
+/// A tile of two rows with every kind of operand; some of them walked backwards.
+fn tile(vectors: usize) -> Tile {
+    let width = vectors * <Portable as Simd<f32>>::LANES;
+    let walk = |join, depth_stride, panel_stride| Walk {
+        join,
+        depth: 3,
+        row_stride: 1,
+        depth_stride,
+        panel_stride,
+    };
+    Tile {
+        rows: 2,
+        vectors,
+        begin: From::Rows(width + 1),
+        terms: vec![
+            walk(Join::Add, -2, -(width as isize)),
+            walk(Join::Shift, 5, width as isize + 1),
+            walk(Join::Chain, 2, width as isize),
+        ],
+        sums_stride: 2 * width,
+    }
+}
+
+/// Whether the product of `tile` panics on these operands.
+fn refuses(tile: &Tile, mut operands: Operands<f32>) -> bool {
+    panics(|| tile.multiply(Portable, &mut operands))
+}
+
+/// One value too few of any operand must panic and not reach beyond.
+#[test]
+fn products_beyond_their_operands_panic() {
+    let lanes = <Portable as Simd<f32>>::LANES;
+    for vectors in 1..MAX_VECTORS {
+        let good = tile(vectors);
+        let operands = good.operands::<f32>(lanes);
+        assert!(!refuses(&good, operands.clone()));
+        let mut cut = operands.clone();
+        cut.begin.pop();
+        assert!(refuses(&good, cut), "begin");
+        let mut cut = operands.clone();
+        cut.sums.pop();
+        assert!(refuses(&good, cut), "sums");
+        for term in 0..good.terms.len() {
+            let mut cut = operands.clone();
+            cut.terms[term].a.pop();
+            assert!(refuses(&good, cut), "a of term {term}");
+            let mut cut = operands.clone();
+            cut.terms[term].panel.pop();
+            assert!(refuses(&good, cut), "panel of term {term}");
+        }
+        let mut cut = operands.clone();
+        cut.terms[1].enters.pop();
+        assert!(refuses(&good, cut), "the vector that enters");
+        // The same beginning twice needs one row of it; sums that are read need no other.
+        for begin in [From::Zero, From::Sums, From::Rows(0)] {
+            let tile = Tile {
+                begin,
+                ..good.clone()
+            };
+            let mut operands = tile.operands::<f32>(lanes);
+            assert!(!refuses(&tile, operands.clone()), "{begin:?}");
+            if let From::Rows(_) = begin {
+                operands.begin.pop();
+                assert!(refuses(&tile, operands), "{begin:?}");
             }
         }
     }
 }
 
+/// Sizes that no kernel has, and strides that would wrap around to an index that is there.
 #[test]
-fn every_row_kernel_multiplies() {
-    every_row_kernel::<f32>();
-    every_row_kernel::<f64>();
-}
-
-/// One value too few of any operand, or sizes that no kernel has, must panic and not reach beyond.
-#[test]
-fn products_beyond_their_operands_panic() {
+fn products_of_impossible_sizes_panic() {
+    const FAR: usize = usize::MAX;
     let lanes = <Portable as Simd<f32>>::LANES;
-    let good = Shape {
-        rows: 2,
-        vectors: 1,
-        depth: 3,
-        row_stride: 1,
-        depth_stride: -2,
-        panel_stride: -(lanes as isize),
-        sums_stride: lanes,
-    };
-    let refused = |shape: Shape, cut: [usize; 3]| {
-        let Operands { a, panel, sums } = good.operands::<f32>();
-        let mut operands = Operands {
-            a: a[..a.len() - cut[0]].to_vec(),
-            panel: panel[..panel.len() - cut[1]].to_vec(),
-            sums: sums[..sums.len() - cut[2]].to_vec(),
-        };
-        panics(|| multiply(Portable, shape.product(&mut operands, false)))
-    };
-    assert!(!refused(good, [0; 3]));
-    for cut in [[1, 0, 0], [0, 1, 0], [0, 0, 1]] {
-        assert!(refused(good, cut), "{cut:?}");
+    let good = tile(1);
+    // Room for whatever a kernel might mistakenly take.
+    let mut operands = good.operands::<f32>(lanes);
+    operands.begin.resize(1000, 0.0);
+    operands.sums.resize(1000, 0.0);
+    for term in &mut operands.terms {
+        term.a.resize(1000, 0.0);
+        term.panel.resize(1000, 0.0);
+        term.enters.resize(lanes, 0.0);
     }
-    let (far, back) = (usize::MAX, isize::MIN);
-    for shape in [
-        Shape { rows: 0, ..good },
-        Shape { vectors: 0, ..good },
-        Shape { vectors: 5, ..good },
-        Shape {
-            rows: max_rows(<Portable as Simd<f32>>::REGISTERS, 1) + 1,
-            row_stride: 0,
-            sums_stride: 0,
-            ..good
-        },
-        Shape { depth: 4, ..good },
-        Shape { depth: far, ..good },
-        Shape {
-            row_stride: far,
-            ..good
-        },
-        Shape {
-            sums_stride: far,
-            ..good
-        },
-        Shape {
-            depth_stride: back,
-            ..good
-        },
-        Shape {
-            panel_stride: back,
-            ..good
-        },
-        Shape {
-            panel_stride: back + 2,
-            ..good
-        },
-    ] {
-        assert!(refused(shape, [0; 3]), "{shape:?}");
+    assert!(!refuses(&good, operands.clone()));
+    let rows = max_rows(<Portable as Simd<f32>>::REGISTERS, 1);
+    for rows in [0, rows + 1, FAR] {
+        let tile = Tile {
+            rows,
+            ..good.clone()
+        };
+        assert!(refuses(&tile, operands.clone()), "{rows} rows");
+    }
+    // A tile of four vectors has no room to shift.
+    for vectors in [0, MAX_VECTORS, MAX_VECTORS + 1, FAR, FAR / lanes + 1] {
+        let tile = Tile {
+            vectors,
+            ..good.clone()
+        };
+        assert!(refuses(&tile, operands.clone()), "{vectors} vectors");
+    }
+    let whole = Tile {
+        vectors: MAX_VECTORS,
+        terms: vec![good.terms[0]],
+        ..good.clone()
+    };
+    assert!(!refuses(&whole, operands.clone()));
+    for sums_stride in [FAR, FAR - 1, FAR / 2 + 1, 1000] {
+        let tile = Tile {
+            sums_stride,
+            ..good.clone()
+        };
+        assert!(refuses(&tile, operands.clone()), "sums {sums_stride} apart");
+    }
+    for stride in [FAR, FAR - lanes + 1, 1000] {
+        let tile = Tile {
+            begin: From::Rows(stride),
+            ..good.clone()
+        };
+        assert!(refuses(&tile, operands.clone()), "begins {stride} apart");
+    }
+    for term in 0..good.terms.len() {
+        let walk = good.terms[term];
+        for walk in [
+            Walk { depth: FAR, ..walk },
+            Walk {
+                depth: 1000,
+                ..walk
+            },
+            Walk {
+                row_stride: FAR,
+                ..walk
+            },
+            Walk {
+                row_stride: 1000,
+                ..walk
+            },
+            Walk {
+                depth_stride: isize::MIN,
+                ..walk
+            },
+            Walk {
+                depth_stride: isize::MAX,
+                ..walk
+            },
+            Walk {
+                depth_stride: 500,
+                ..walk
+            },
+            Walk {
+                panel_stride: isize::MIN,
+                ..walk
+            },
+            Walk {
+                panel_stride: isize::MIN + 2,
+                ..walk
+            },
+            Walk {
+                panel_stride: isize::MAX,
+                ..walk
+            },
+            Walk {
+                panel_stride: -500,
+                ..walk
+            },
+        ] {
+            let mut tile = good.clone();
+            tile.terms[term] = walk;
+            assert!(refuses(&tile, operands.clone()), "term {term}: {walk:?}");
+        }
     }
 }
 
 #[test]
 fn row_products_beyond_their_operands_panic() {
-    let lanes = <Portable as Simd<f64>>::LANES;
-    let (a, panels) = (counting::<f64>(6, 0), counting::<f64>(6 * lanes, 0));
-    let refused = |a: &[f64],
-                   panels: &[f64],
-                   sums: usize,
-                   (count, depth, a_stride, panels_stride, sums_stride)| {
-        let mut sums = vec![0.0; sums];
-        let sums = &mut sums[..];
+    type S = Portable;
+    let lanes = <S as Simd<f64>>::LANES;
+    let (a, panels) = (counting::<f64>(7, 0), counting::<f64>(15 * lanes, 0));
+    let refused = |a: &[f64], panels: &[f64], vectors, (depth, strides): (usize, [usize; 3])| {
+        let mut sums = [[Broadcast::<f64>::splat(Portable, 0.0); MAX_VECTORS]; 2];
+        let [a_stride, panel_stride, panels_stride] = strides;
         let product = RowProduct {
-            count,
-            vectors: 1,
             depth,
             a,
             a_stride,
             panels,
+            panel_stride,
             panels_stride,
-            sums,
-            sums_stride,
-            fresh: false,
+        };
+        panics(|| add_row(Portable, &mut sums, vectors, product))
+    };
+    // Two rows of three, four apart; panels of three rows of two vectors, one vector between rows.
+    let good = (3, [4, 3 * lanes, 7 * lanes]);
+    assert!(!refused(&a, &panels, 1..3, good));
+    assert!(refused(&a[1..], &panels, 1..3, good));
+    assert!(refused(&a, &panels[1..], 1..3, good));
+    assert!(refused(&a, &panels, 1..4, good));
+    assert!(refused(&a, &panels, 3..5, good));
+    assert!(refused(&a, &panels, 4..5, good));
+    const FAR: usize = usize::MAX;
+    for sizes in [
+        (4, good.1),
+        (FAR, good.1),
+        (3, [FAR, 3 * lanes, 7 * lanes]),
+        (3, [FAR - 1, 3 * lanes, 7 * lanes]),
+        (3, [4, FAR, 7 * lanes]),
+        (3, [4, FAR / 2 + 1, 7 * lanes]),
+        (3, [4, 3 * lanes, FAR]),
+        (3, [4, 3 * lanes, FAR - lanes]),
+    ] {
+        assert!(refused(&a, &panels, 1..3, sizes), "{sizes:?}");
+    }
+    // Nothing is read of nothing.
+    assert!(!refused(&[], &[], 0..4, (0, [FAR; 3])));
+}
+
+#[test]
+fn gate_products_beyond_their_operands_panic() {
+    const FAR: usize = usize::MAX;
+    let lanes = <Portable as Simd<f32>>::LANES;
+    let refused = |lens: [usize; 3], [gates, depth, stride, columns]: [usize; 4]| {
+        let [a, matrix, mut sums] = lens.map(|len| vec![0f32; len]);
+        let product = GateProduct {
+            gates,
+            depth,
+            a: &a,
+            matrix: &matrix,
+            stride,
+            columns,
+            sums: &mut sums,
         };
         panics(|| multiply_row(Portable, product))
     };
-    let good = (2, 3, 3, 3 * lanes, lanes);
-    assert!(!refused(&a, &panels, 2 * lanes, good));
-    assert!(refused(&a[1..], &panels, 2 * lanes, good));
-    assert!(refused(&a, &panels[1..], 2 * lanes, good));
-    assert!(refused(&a, &panels, 2 * lanes - 1, good));
-    let far = usize::MAX;
-    for sizes in [
-        (0, 3, 3, 6, 2),
-        (5, 0, 0, 0, 0),
-        (2, far, 3, 6, 2),
-        (2, 3, far, 6, 2),
-        (2, 3, 3, far, 2),
-        (2, 3, 3, 6, far),
-        (2, 3, far - 1, 6, 2),
-    ] {
-        assert!(refused(&a, &panels, 2 * lanes, sizes), "{sizes:?}");
+    // By columns, and streamed: there a row of sums for each gate.
+    let (columns, wide) = (2 * lanes - 1, (512 << 10) / 4);
+    let cases = [
+        ([6, 5 * 9 + columns, columns], [2, 3, 9, columns]),
+        ([6, 5 * wide + columns, 4 * lanes], [2, 3, wide, columns]),
+    ];
+    for (lens, sizes) in cases {
+        assert!(!refused(lens, sizes), "{sizes:?}");
+        for operand in 0..3 {
+            let mut lens = lens;
+            lens[operand] -= 1;
+            assert!(refused(lens, sizes), "{sizes:?}, operand {operand}");
+        }
+        let [gates, depth, stride, _] = sizes;
+        for sizes in [
+            [0, depth, stride, columns],
+            [3, depth, stride, columns],
+            [5, 0, stride, columns],
+            [gates, depth + 1, stride, columns],
+            [gates, FAR, stride, columns],
+            [gates, depth, columns - 1, columns],
+            [gates, depth, stride + 1, columns],
+            [gates, depth, FAR, columns],
+            [gates, depth, stride, FAR],
+        ] {
+            assert!(refused(lens, sizes), "{sizes:?}");
+        }
     }
+    // Seven rows further wrap around to what is there; one row further is nowhere.
+    assert!(refused([8, 64, 8], [1, 8, FAR / 7 + 1, lanes]));
+    // No rows: the sums are zeros, and there must be as many as columns.
+    assert!(!refused([0, 0, 3], [2, 0, 3, 3]));
+    assert!(refused([0, 0, 2], [2, 0, 3, 3]));
 }
 
 // ---- Memory --------------------------------------------------------------------------------------
@@ -830,6 +1175,222 @@ fn a_pool_that_is_taken_leaves_the_caller_alone() {
     assert_eq!(inner, Ok(()));
     drop(first);
     assert_eq!(Team::assemble(2, &watch).size(), 2);
+}
+
+// ---- Meetings ------------------------------------------------------------------------------------
+
+/// Turns of a test: enough for every order of arrival where threads are fast.
+const TURNS: usize = if cfg!(miri) { 20 } else { 1_000 };
+
+/// What was done before a meeting is seen after it, by relaxed loads as well: the barrier orders them.
+#[test]
+fn a_barrier_meets_again_and_again() {
+    for parties in 1..=3 {
+        let barrier = Barrier::new(parties);
+        assert_eq!(barrier.parties(), parties);
+        let turns: Vec<_> = (0..parties).map(|_| AtomicUsize::new(0)).collect();
+        std::thread::scope(|scope| {
+            for mine in &turns {
+                let (barrier, turns) = (&barrier, &turns);
+                scope.spawn(move || {
+                    for turn in 1..=TURNS {
+                        mine.store(turn, Ordering::Relaxed);
+                        assert_eq!(barrier.meet(), Ok(()));
+                        for other in turns {
+                            // Who is fast may be in the next turn, and cannot be further.
+                            let seen = other.load(Ordering::Relaxed);
+                            assert!(seen == turn || seen == turn + 1, "{seen} in turn {turn}");
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Whoever leaves after the last meeting spoils it for nobody, however late the others look.
+#[test]
+fn a_party_may_leave_after_the_last_meeting() {
+    for _ in 0..TURNS / 10 {
+        let barrier = Barrier::new(3);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    assert_eq!((barrier.meet(), barrier.meet()), (Ok(()), Ok(())));
+                    barrier.leave();
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_party_that_left() {
+    let barrier = Barrier::new(3);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                assert_eq!(barrier.meet(), Ok(()));
+                assert_eq!(barrier.meet(), Err(Error::Interrupted));
+            });
+        }
+        assert_eq!(barrier.meet(), Ok(()));
+        barrier.leave();
+    });
+    // Asking again does not make up for who is missing.
+    for _ in 0..4 {
+        assert_eq!(barrier.meet(), Err(Error::Interrupted));
+    }
+    // There is nobody to wait for.
+    let alone = Barrier::new(1);
+    alone.leave();
+    assert_eq!(alone.meet(), Ok(()));
+}
+
+/// A step's rows: each value is the one to its right, wherever that was made, and one more.
+fn step<E: Element>(end: &mut RelayEnd<'_, E>, columns: Range<usize>, rows: usize)
+where
+    Portable: Simd<E>,
+{
+    let (slots, width) = (2, 7);
+    let (current, mut next) = end.sides(rows);
+    assert_eq!(
+        (current.len(), next.width()),
+        (rows * slots * width, columns.len())
+    );
+    let lanes = <Portable as Simd<E>>::LANES;
+    for (row, slot) in (0..rows).flat_map(|row| [(row, 0), (row, 1)]) {
+        let from = &current[(row * slots + slot) * width..][..width];
+        for column in (0..columns.len()).step_by(lanes) {
+            let right = |lane| from[(columns.start + column + lane + 1) % width] + E::ONE;
+            let values: Vec<E> = (0..lanes).map(right).collect();
+            next.store(Portable, row, slot, column, Portable.load(&values));
+        }
+    }
+}
+
+/// The workers own these columns; the rows of a step become fewer.
+fn workers_hand_over<E: Element>(cuts: &[Range<usize>])
+where
+    Portable: Simd<E>,
+{
+    let (rows, slots, width, turns) = (3, 2, 7, TURNS / 5);
+    let mut relay = Relay::<E>::new(rows, slots, width, "rows").expect("memory");
+    let first = counting::<E>(rows * slots * width, 0);
+    for copy in relay.copies() {
+        copy.copy_from_slice(&first);
+    }
+    let active = |turn: usize| if turn < turns / 2 { rows } else { rows - 1 };
+    let barrier = Barrier::new(cuts.len());
+    let ends = relay.ends(cuts, &barrier);
+    std::thread::scope(|scope| {
+        for (mut end, columns) in ends.into_iter().zip(cuts) {
+            let first = &first;
+            scope.spawn(move || {
+                for turn in 0..turns {
+                    step(&mut end, columns.clone(), active(turn));
+                    assert_eq!(end.turn(), Ok(()));
+                }
+                let (got, _) = end.sides(active(turns));
+                for (at, &got) in got.iter().enumerate() {
+                    let column = (at % width + turns) % width;
+                    let expected = first[at / width * width + column].to_f64() + turns as f64;
+                    assert_eq!(got.to_f64(), expected, "value {at}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn workers_hand_rows_to_one_another() {
+    workers_hand_over::<f32>(&[0..3, 3..7]);
+    workers_hand_over::<f64>(&[0..4, 4..7]);
+    workers_hand_over::<f32>(&[0..2, 2..2, 2..7]);
+    workers_hand_over::<f64>(std::slice::from_ref(&(0..7)));
+}
+
+#[test]
+fn the_only_end_of_a_relay_has_all_columns() {
+    let mut relay = Relay::<f64>::new(3, 2, 7, "rows").expect("memory");
+    for copy in relay.copies() {
+        copy.copy_from_slice(&counting::<f64>(42, 0));
+    }
+    let mut end = relay.end();
+    for _ in 0..7 {
+        step(&mut end, 0..7, 3);
+        assert_eq!(end.turn(), Ok(()));
+    }
+    // Each value is back where it was.
+    assert_eq!(end.sides(3).0, counting::<f64>(42, 7));
+    drop(end);
+    // The copies have changed places an odd number of times.
+    assert_eq!(*relay.copies()[1], counting::<f64>(42, 7));
+}
+
+#[test]
+fn a_relay_may_have_no_rows() {
+    let mut relay = Relay::<f32>::new(0, 1, 7, "rows").expect("memory");
+    let barrier = Barrier::new(2);
+    for mut end in relay.ends(&[0..3, 3..7], &barrier) {
+        assert!(end.sides(0).0.is_empty());
+        assert!(panics(|| end.sides(1).0.len()));
+    }
+}
+
+/// An error or a panic of one worker is an error of the others, however long they would have waited.
+#[test]
+fn an_end_that_is_dropped_early_stops_the_others() {
+    for panic in [false, true] {
+        let mut relay = Relay::<f32>::new(1, 2, 7, "rows").expect("memory");
+        let barrier = Barrier::new(3);
+        let ends = relay.ends(&[0..2, 2..4, 4..7], &barrier);
+        std::thread::scope(|scope| {
+            for (worker, mut end) in ends.into_iter().enumerate() {
+                scope.spawn(move || {
+                    assert_eq!(end.turn(), Ok(()));
+                    if worker == 1 {
+                        let gone = panics(move || {
+                            let end = end;
+                            assert!(!panic, "on purpose");
+                            drop(end);
+                        });
+                        assert_eq!(gone, panic);
+                    } else {
+                        assert_eq!(end.turn(), Err(Error::Interrupted));
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn ends_that_would_share_columns_panic() {
+    let barrier = Barrier::new(2);
+    let cases: [(&[Range<usize>], bool); 9] = [
+        (&[0..3, 3..7], true),
+        (&[1..3, 5..7], true),
+        (&[0..0, 7..7], true),
+        (&[0..4, 3..7], false),
+        (&[3..7, 0..3], false),
+        (&[0..3, 3..8], false),
+        (&[0..3, Range { start: 5, end: 4 }], false),
+        (std::slice::from_ref(&(0..7)), false),
+        (&[0..2, 2..4, 4..7], false),
+    ];
+    for (cuts, good) in cases {
+        let mut relay = Relay::<f64>::new(2, 1, 7, "rows").expect("memory");
+        let refused = panics(|| relay.ends(cuts, &barrier).len());
+        assert_eq!(refused, !good, "{cuts:?}");
+    }
+    let mut relay = Relay::<f64>::new(2, 1, 7, "rows").expect("memory");
+    for rows in [3, usize::MAX] {
+        assert!(panics(|| relay.end().sides(rows).0.len()), "{rows} rows");
+    }
+    let far = usize::MAX;
+    assert!(Relay::<f64>::new(far, 2, 2, "rows").is_err());
+    assert!(Relay::<f64>::new(2, far / 2 + 1, 2, "rows").is_err());
 }
 
 // ---- Layers --------------------------------------------------------------------------------------

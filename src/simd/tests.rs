@@ -26,10 +26,12 @@ enum Operation {
     KeepIfAtLeast,
     PositiveOrZero,
     SelectPositive,
+    LowBitsToExponent,
 }
 
 use Operation::*;
 
+/// Those that have a definition in scalars; the other one has a test of its own.
 const OPERATIONS: [Operation; 14] = [
     Add,
     Sub,
@@ -49,7 +51,7 @@ const OPERATIONS: [Operation; 14] = [
 
 impl Operation {
     #[inline(always)]
-    fn on_vectors<E: Element, V: Vector<E>>(self, a: V, b: V, c: V) -> V {
+    fn on_vectors<E: Element, V: Lanewise<E>>(self, a: V, b: V, c: V) -> V {
         match self {
             Add => a + b,
             Sub => a - b,
@@ -65,6 +67,7 @@ impl Operation {
             KeepIfAtLeast => a.keep_if_at_least(b, c),
             PositiveOrZero => a.positive_or_zero(),
             SelectPositive => a.select_positive(b),
+            LowBitsToExponent => a.low_bits_to_exponent(),
         }
     }
 
@@ -115,6 +118,7 @@ impl Operation {
                     a
                 }
             }
+            LowBitsToExponent => unreachable!("not among OPERATIONS"),
         }
     }
 }
@@ -252,6 +256,107 @@ fn operations_follow_their_definitions_f32() {
 #[test]
 fn operations_follow_their_definitions_f64() {
     operations_follow_their_definitions::<f64>();
+}
+
+/// Every operation on groups of N, next to the same operation on each member.
+struct TryGroups<'a, E> {
+    what: Operation,
+    /// Three operands of as many numbers; a vector begins at each.
+    operands: [&'a [E]; 3],
+}
+
+impl<E: Element> TryGroups<'_, E> {
+    /// What groups of N give, and what their members do: lane after lane.
+    #[inline(always)]
+    fn of<S: Simd<E>, const N: usize>(&self, s: S) -> [Vec<E>; 2] {
+        let mut results = [const { Vec::new() }; 2];
+        let len = self.operands[0].len();
+        for first in (0..len - S::LANES).step_by(N * S::LANES) {
+            // The last members begin again in front: the numbers seldom fill a group.
+            let at = |n: usize| (first + n * S::LANES) % (len - S::LANES);
+            let [a, b, c] = self.operands.map(|operand| {
+                let mut group = Grouped::<S, N>(s).splat(E::ZERO);
+                for n in 0..N {
+                    group.0[n] = s.load(&operand[at(n)..]);
+                }
+                group
+            });
+            let group = self.what.on_vectors(a, b, c);
+            let mut lanes = vec![E::ZERO; S::LANES];
+            for n in 0..N {
+                let alone = self.what.on_vectors(a.0[n], b.0[n], c.0[n]);
+                for (result, vector) in results.iter_mut().zip([group.0[n], alone]) {
+                    vector.store(&mut lanes);
+                    result.extend_from_slice(&lanes);
+                }
+            }
+        }
+        results
+    }
+}
+
+impl<E: Element> Kernel<E> for TryGroups<'_, E> {
+    type Output = [[Vec<E>; 2]; 3];
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) -> Self::Output {
+        [self.of::<S, 1>(s), self.of::<S, 2>(s), self.of::<S, 4>(s)]
+    }
+}
+
+fn groups_do_as_their_members<E: Scalar>() {
+    let numbers = numbers::<E>();
+    let of = |k: usize| numbers[k % numbers.len()];
+    // Not in step with one another, and more than any group holds.
+    let operands = [1, 5, 11].map(|step| (0..211).map(|k| of(k * step + k / 7)).collect());
+    let operands: &[Vec<E>; 3] = &operands;
+    for level in Level::available() {
+        for what in OPERATIONS.into_iter().chain([LowBitsToExponent]) {
+            let operands = operands.each_ref().map(|operand| &operand[..]);
+            for [groups, members] in E::dispatch(level, TryGroups { what, operands }) {
+                assert!(groups.len() >= operands[0].len() - 16);
+                for (i, (&group, &member)) in groups.iter().zip(&members).enumerate() {
+                    let context = || format!("{what:?} of lane {i} on {}", level.name());
+                    assert_same(group, member, &context);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_do_as_their_members_f32() {
+    groups_do_as_their_members::<f32>();
+}
+
+#[test]
+fn groups_do_as_their_members_f64() {
+    groups_do_as_their_members::<f64>();
+}
+
+/// What splatted groups hold.
+struct Splat;
+
+impl<E: Element> Kernel<E> for Splat {
+    type Output = Vec<E>;
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) -> Vec<E> {
+        let group = Grouped::<S, 3>(s).splat(E::from_f64(7.0));
+        let mut lanes = vec![E::ZERO; 3 * S::LANES];
+        for (vector, lanes) in group.0.into_iter().zip(lanes.chunks_mut(S::LANES)) {
+            vector.store(lanes);
+        }
+        lanes
+    }
+}
+
+#[test]
+fn every_member_of_a_group_is_splatted() {
+    for level in Level::available() {
+        assert!(f32::dispatch(level, Splat).iter().all(|&x| x == 7.0));
+        assert!(f64::dispatch(level, Splat).iter().all(|&x| x == 7.0));
+    }
 }
 
 /// Each power of two of the type, from the sum that holds its biased exponent.
