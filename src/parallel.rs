@@ -380,6 +380,10 @@ impl Barrier {
     }
 
     fn meet_others(&self) -> Result<()> {
+        // Who left will not come to this meeting: they came to all that have ended.
+        if self.left.load(Ordering::Acquire) {
+            return Err(Error::Interrupted);
+        }
         let before = self.meetings.load(Ordering::Acquire);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.parties {
             self.arrived.store(0, Ordering::Relaxed);

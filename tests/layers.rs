@@ -279,6 +279,46 @@ fn threads_do_not_change_bits<E: Element>(cell: CellKind) {
     }
 }
 
+/// One row of a wide layer: where there are two cores, two workers share its units and meet at every
+/// step. Sizes leave the last panel of units incomplete.
+fn shared_units_do_not_change_bits<E: Element>(cell: CellKind) {
+    let _turn = pool();
+    let mut levels = levels();
+    if E::MANTISSA_BITS == 52 {
+        levels.drain(..levels.len() - 1);
+    }
+    for (level, dropout) in levels
+        .into_iter()
+        .flat_map(|level| [(level, false), (level, true)])
+    {
+        let mut case = Case {
+            batch: 1,
+            // Wide enough for two workers, whatever the number of gates.
+            hidden: [500, 335, 275, 235][naive::gate_names(cell).len() - 1],
+            layers: 1,
+            merge: None,
+            ragged: false,
+            dropout,
+            ..case(cell)
+        };
+        case.time = time_worth(2, &case);
+        let problem = case.problem::<E>();
+        let alone = compute::<E>(&problem, Setup::plain(level));
+        for checkpoint in [None, Some(4)] {
+            let setup = Setup {
+                threads: 2,
+                checkpoint,
+                ..Setup::plain(level)
+            };
+            assert_same(
+                &compute::<E>(&problem, setup),
+                &alone,
+                &format!("{case:?}, {setup:?}"),
+            );
+        }
+    }
+}
+
 /// A pool serves one call: whoever finds it taken computes alone.
 #[test]
 fn a_taken_pool_does_not_change_bits() {
@@ -503,7 +543,7 @@ fn in_pieces<E: Element>(problem: &Problem, level: Level) -> YAndState<E> {
                 options,
             )
             .expect("forward");
-        y.extend(output.y);
+        y.extend_from_slice(&output.y);
         state = output.state;
     }
     (y, state)
@@ -552,9 +592,10 @@ fn frozen_run<E: Element>(problem: &Problem, level: Level) -> YAndState<E> {
     let mut frozen = frozen(problem, &arrays, &execution);
     let mut y = frozen
         .run(&execution, steps_of(&arrays, problem, 0..5))
-        .expect("a run");
-    y.extend(
-        frozen
+        .expect("a run")
+        .to_vec();
+    y.extend_from_slice(
+        &frozen
             .run(&execution, steps_of(&arrays, problem, 5..12))
             .expect("a run"),
     );
@@ -659,6 +700,7 @@ suites! {
     nothing: agrees_where_there_is_nothing;
     many_steps: agrees_over_many_steps;
     threads: threads_do_not_change_bits;
+    shared_units: shared_units_do_not_change_bits;
     splits: splits_of_the_batch_do_not_change_bits;
     pieces: pieces_and_steps_do_not_change_bits;
     nans: a_nan_stays_in_its_row;
@@ -756,7 +798,7 @@ fn a_long_call_has_all_the_threads_that_it_may_have() {
 // ---- Stopped -------------------------------------------------------------------------------------
 
 /// Two shapes of about the same work: steps of much work each, and very many of little each.
-fn long_cases() -> [Case; 2] {
+fn long_cases() -> [Case; 3] {
     let case = Case {
         layers: 1,
         ragged: false,
@@ -776,6 +818,14 @@ fn long_cases() -> [Case; 2] {
             batch: 2,
             input: 16,
             hidden: 16,
+            ..case
+        },
+        // Two workers that meet at every step.
+        Case {
+            time: 400,
+            batch: 1,
+            input: 16,
+            hidden: 300,
             ..case
         },
     ]

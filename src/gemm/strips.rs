@@ -156,6 +156,8 @@ impl<'a, E: Element, const W: usize, const R: usize> Strips<'a, E, W, R> {
     /// When the schedule has no such step, the step no such rows, or a table not this step.
     #[inline(always)]
     pub fn seek(&mut self, t: usize, rows: usize) {
+        // Refused half-way, the strips are at no step.
+        self.rows = 0;
         let offsets = self.schedule.offsets();
         let first = offsets[t];
         let active = offsets[t + 1] - first;

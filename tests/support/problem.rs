@@ -5,6 +5,7 @@ use rnncore::layer::{
     BackwardOptions, CellKind, Config, Execution, ForwardOptions, Gradients, Input, Masks, Merge,
     Output, Stack, StateGradients,
 };
+use rnncore::memory::Buffer;
 use rnncore::parallel::Watch;
 use rnncore::simd::{Element, Level};
 
@@ -322,9 +323,9 @@ pub fn compute<E: Element>(problem: &Problem, setup: Setup) -> Vec<(String, Vec<
         )
         .expect("gates");
 
-    let arrange = |values: Vec<E>| match setup.batch_first {
+    let arrange = |values: Buffer<E>| match setup.batch_first {
         true => swap_axes(&values, problem.batch, problem.time),
-        false => values,
+        false => values.to_vec(),
     };
     let mut all = vec![
         ("y".to_owned(), arrange(output.y)),
@@ -341,7 +342,7 @@ pub fn compute<E: Element>(problem: &Problem, setup: Setup) -> Vec<(String, Vec<
         let name = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][k % count];
         all.push((
             format!("gradient of {name} of direction {}", k / count),
-            values,
+            values.to_vec(),
         ));
     }
     for (index, gates) in gates.into_iter().enumerate() {
