@@ -68,7 +68,8 @@ pub enum Joint<'a, E> {
     /// It adds to the same sums.
     Add,
     /// The first vector of every row is complete and leaves for `sums`; the others move up, and one
-    /// that begins at these LANES values follows them. What a GRU needs between `W x` and `U h'`.
+    /// that begins at these LANES values follows them. What a GRU needs between `W x` and `U h'`; not
+    /// after a chain.
     Shift(&'a [E]),
     /// A chain of sums of its own begins, from zero; the chains are added in order.
     Chain,
@@ -113,10 +114,11 @@ impl<E: Element> Product<'_, E> {
         assert!(self.rows >= 1 && self.vectors >= 1);
         let (p, last) = (self.vectors.saturating_mul(S::LANES), self.rows - 1);
         let holds = |stride: usize, len: usize| last.saturating_mul(stride).saturating_add(len);
-        let mut width = p;
+        let (mut width, mut chained) = (p, false);
         for term in self.terms {
+            chained |= matches!(term.joint, Joint::Chain);
             if let Joint::Shift(enters) = term.joint {
-                assert!(enters.len() >= S::LANES && self.vectors < MAX_VECTORS);
+                assert!(enters.len() >= S::LANES && self.vectors < MAX_VECTORS && !chained);
                 width += S::LANES;
             }
             if term.depth > 0 {

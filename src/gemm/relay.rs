@@ -27,6 +27,8 @@ pub struct Relay<E> {
     rows: usize,
     slots: usize,
     width: usize,
+    /// Where its ends meet, and nobody else: that is what keeps readers and writers apart.
+    barrier: Barrier,
 }
 
 impl<E: Element> Relay<E> {
@@ -38,6 +40,7 @@ impl<E: Element> Relay<E> {
             rows,
             slots,
             width,
+            barrier: Barrier::new(1),
         })
     }
 
@@ -46,37 +49,37 @@ impl<E: Element> Relay<E> {
         &mut self.copies
     }
 
-    /// An end for each worker: it owns the columns `cuts[k]`.
+    /// An end for each worker: it owns the columns `cuts[k]`. Each must be on a thread of its own.
     ///
     /// # Panics
-    /// When the cuts do not follow one another, or the barrier is not for as many.
-    pub fn ends<'a>(
-        &'a mut self,
-        cuts: &[Range<usize>],
-        barrier: &'a Barrier,
-    ) -> Vec<RelayEnd<'a, E>> {
-        assert_eq!(cuts.len(), barrier.parties());
+    /// When the cuts do not follow one another.
+    pub fn ends(&mut self, cuts: &[Range<usize>]) -> Vec<RelayEnd<'_, E>> {
         let mut taken = 0;
-        let pointers = self.copies.each_mut().map(|copy| copy.as_mut_ptr());
-        cuts.iter()
-            .map(|columns| {
-                assert!(taken <= columns.start && columns.start <= columns.end);
-                assert!(columns.end <= self.width);
-                taken = columns.end;
-                self.end_of(pointers, columns.clone(), barrier)
-            })
-            .collect()
+        for columns in cuts {
+            assert!(taken <= columns.start && columns.start <= columns.end);
+            assert!(columns.end <= self.width);
+            taken = columns.end;
+        }
+        // The ends of an earlier time have left theirs.
+        self.barrier = Barrier::new(cuts.len());
+        let pointers = self.pointers();
+        let end = |columns: &Range<usize>| self.end_of(pointers, columns.clone(), &self.barrier);
+        cuts.iter().map(end).collect()
     }
 
     /// The only end, of a worker that has all columns.
     pub fn end(&mut self) -> RelayEnd<'_, E> {
         static ALONE: Barrier = Barrier::new(1);
-        let pointers = self.copies.each_mut().map(|copy| copy.as_mut_ptr());
+        let pointers = self.pointers();
         self.end_of(pointers, 0..self.width, &ALONE)
     }
 
+    fn pointers(&mut self) -> [*mut E; 2] {
+        self.copies.each_mut().map(|copy| copy.as_mut_ptr())
+    }
+
     fn end_of<'a>(
-        &self,
+        &'a self,
         [current, next]: [*mut E; 2],
         columns: Range<usize>,
         barrier: &'a Barrier,
@@ -125,7 +128,8 @@ impl<E: Element> RelayEnd<'_, E> {
         // before all have turned.
         unsafe {
             let current = std::slice::from_raw_parts(self.current, rows * row_len);
-            let next = self.next.add(self.columns.start);
+            // An empty copy has no such place, and nobody goes there.
+            let next = self.next.wrapping_add(self.columns.start);
             (
                 current,
                 Block::from_raw(

@@ -193,13 +193,14 @@ impl<E: Element, const G: usize> Kernel<E> for Gates<'_, E, G> {
     #[inline(always)]
     fn run<S: Simd<E>>(mut self, s: S) {
         let product = &self.0;
-        let (rows, columns) = (G * product.depth, product.columns);
+        let (rows, columns) = (G.saturating_mul(product.depth), product.columns);
         assert!(columns <= product.stride && rows <= product.a.len());
         if rows == 0 || columns == 0 {
             self.0.sums[..columns].fill(E::ZERO);
             return;
         }
-        assert!((rows - 1).saturating_mul(product.stride) + columns <= product.matrix.len());
+        let last = (rows - 1).saturating_mul(product.stride);
+        assert!(last.saturating_add(columns) <= product.matrix.len());
         if rows * product.stride * size_of::<E>() > STREAM_BYTES {
             self.stream(s);
         } else {
@@ -333,7 +334,8 @@ fn burst<E: Element, S: Simd<E>, const K: usize>(
     stride: usize,
     sums: &mut [E],
 ) {
-    assert!((K - 1) * stride + sums.len() <= matrix.len());
+    let last = (K - 1).saturating_mul(stride);
+    assert!(last.saturating_add(sums.len()) <= matrix.len());
     let mut rows = [s.splat(E::ZERO); K];
     for k in 0..K {
         rows[k] = s.splat(a[k]);

@@ -54,7 +54,7 @@ pub struct StepTables<'a, E> {
 
 impl<E: Element> StepTables<'_, E> {
     /// The same, columns counted from `unit`.
-    pub fn from_unit(self, unit: usize) -> Self {
+    pub fn beginning_at(self, unit: usize) -> Self {
         Self {
             h_before: self.h_before.from_column(unit),
             c_before: self.c_before.map(|c| c.from_column(unit)),

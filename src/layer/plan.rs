@@ -176,9 +176,10 @@ mod tests {
         // Never more than cores, than the work is worth, or than there are panels.
         assert_eq!(cuts(1, 512, 8, 2).1.len(), 2);
         assert_eq!(cuts(1, 256, 8, 8).1.len(), 2);
-        assert_eq!(cuts(1, 128, 2, 2), (1, vec![0..128]));
+        assert_eq!(cuts(1, 128, 2, 2).1.len(), 1);
         // Rows suffice.
-        assert_eq!(cuts(2, 512, 2, 2), (2, vec![0..512]));
+        let (rows, units) = cuts(2, 512, 2, 2);
+        assert_eq!((rows, units.len()), (2, 1));
         assert_eq!(cuts(3, 512, 4, 4).1.len(), 4);
     }
 

@@ -23,7 +23,6 @@ use crate::layer::stack::StateGradients;
 use crate::layer::tape::{DirectionState, DirectionTape, Kept, Segment, StepTape};
 use crate::layer::weights::{BackwardWeights, ForwardWeights, Lanes};
 use crate::memory::{Buffer, Values, copied, product, zeros};
-use crate::parallel::Barrier;
 use crate::shape::Schedule;
 use crate::simd::Element;
 
@@ -93,8 +92,6 @@ pub struct BackwardBuffers<E> {
 struct Crew<E> {
     /// [rows, slots, H] dpre, if they are several.
     relay: Option<Relay<E>>,
-    /// Where they meet.
-    barrier: Barrier,
     /// One for each range of units.
     spaces: Vec<BackwardSpace<E>>,
 }
@@ -155,7 +152,6 @@ impl<E: Element> Crew<E> {
         let space = |_| BackwardSpace::new(lanes, rows, hidden);
         Ok(Self {
             relay: (workers > 1).then(relay).transpose()?,
-            barrier: Barrier::new(workers),
             spaces: (0..workers).map(space).collect::<Result<_>>()?,
         })
     }
@@ -228,15 +224,10 @@ impl<E: Element> BackwardRun<'_, E> {
                 output: output.take(rows.end),
                 gradients: gradients.take(rows.end),
             };
-            let Crew {
-                relay,
-                barrier,
-                spaces,
-            } = crew;
-            *barrier = Barrier::new(cuts.units.len());
+            let Crew { relay, spaces } = crew;
             let mut ends = relay
                 .as_mut()
-                .map(|relay| relay.ends(&cuts.units, barrier).into_iter());
+                .map(|relay| relay.ends(&cuts.units).into_iter());
             for (units, space) in cuts.units.iter().zip(spaces) {
                 let (fields, others) = rest.split_columns(units.len());
                 rest = others;
@@ -249,7 +240,7 @@ impl<E: Element> BackwardRun<'_, E> {
                     reverse: direction.reverse,
                     rows: rows.clone(),
                     units: units.clone(),
-                    tape: tape.from_unit(units.start),
+                    tape: tape.beginning_at(units.start),
                     dy: dy.map(|dy| dy.from_column(units.start)),
                     mask: direction.mask,
                     fields,

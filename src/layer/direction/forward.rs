@@ -13,7 +13,7 @@ use crate::layer::forward::{ForwardFields, ForwardShare, Workspace};
 use crate::layer::plan::Cuts;
 use crate::layer::tape::{DirectionState, StepTape};
 use crate::layer::weights::{ForwardWeights, Lanes};
-use crate::parallel::{Barrier, Team};
+use crate::parallel::Team;
 use crate::simd::Element;
 
 /// One direction on its way forward.
@@ -41,8 +41,6 @@ struct Crew<E> {
     operand: Relay<E>,
     /// [rows, H] r*m*h', of a cell with its reset before the product.
     reset_operand: Option<Relay<E>>,
-    /// Where they meet.
-    barrier: Barrier,
     /// One for each range of units.
     spaces: Vec<Workspace<E>>,
 }
@@ -76,7 +74,6 @@ impl<E: Element> Crew<E> {
         Ok(Self {
             operand: relay()?,
             reset_operand: spec.has_reset_stage().then(relay).transpose()?,
-            barrier: Barrier::new(units.len()),
             spaces: units.iter().map(space).collect::<Result<_>>()?,
         })
     }
@@ -129,14 +126,12 @@ impl<'a, E: Element> ForwardRun<'a, E> {
             let Crew {
                 operand,
                 reset_operand,
-                barrier,
                 spaces,
             } = crew;
-            *barrier = Barrier::new(cuts.units.len());
-            let operands = operand.ends(&cuts.units, barrier);
+            let operands = operand.ends(&cuts.units);
             let mut resets = reset_operand
                 .as_mut()
-                .map(|relay| relay.ends(&cuts.units, barrier).into_iter());
+                .map(|relay| relay.ends(&cuts.units).into_iter());
             for ((units, space), operand) in cuts.units.iter().zip(spaces).zip(operands) {
                 let (fields, others) = rest.split_columns(units.len());
                 rest = others;
