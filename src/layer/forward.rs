@@ -202,8 +202,17 @@ pub(super) use each;
 
 /// Panels that a single row takes at once: 8 or more independent sums hide the latency of a
 /// multiply-add, and 16 registers hold no more than 12.
-const fn panels_at_once<C: Cell>() -> usize {
-    if C::SLOTS >= 4 && C::INPUT >= 4 { 2 } else { 4 }
+///
+/// Three slots on 32 registers are two: 6 sums of 16 lanes, a panel fewer to read at once. And a level
+/// that does not fuse is not there for speed: one, for the sake of the module's size.
+const fn panels_at_once<E: Element, S: Simd<E>, C: Cell>() -> usize {
+    if !S::FUSED {
+        1
+    } else if C::INPUT >= 4 || (C::INPUT >= 3 && S::REGISTERS >= 32) {
+        2
+    } else {
+        4
+    }
 }
 
 impl<E: Element> Kernel<E> for &mut ForwardShare<'_, E> {
@@ -586,9 +595,9 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         let full = if whole { left } else { left - 1 };
         macro_rules! rows {
             ($blocks:literal) => {
-                if panels_at_once::<C>() >= 4 && full >= 4 {
+                if panels_at_once::<E, S, C>() >= 4 && full >= 4 {
                     self.row_of::<S, 4, $blocks>(s, panel, stage, operands)
-                } else if full >= 2 {
+                } else if panels_at_once::<E, S, C>() >= 2 && full >= 2 {
                     self.row_of::<S, 2, $blocks>(s, panel, stage, operands)
                 } else {
                     self.row_of::<S, 1, $blocks>(s, panel, stage, operands)

@@ -153,6 +153,9 @@ pub trait Simd<E: Element>: Broadcast<E, V: Vector<E>> + Send + Sync + 'static {
     /// Numbers in one vector.
     const LANES: usize = <Self::V as Vector<E>>::LANES;
 
+    /// Whether a multiply-add is one instruction, and rounds once.
+    const FUSED: bool = true;
+
     /// Architectural vector registers: what bounds a kernel's register tile.
     const REGISTERS: usize;
 

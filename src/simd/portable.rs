@@ -173,6 +173,7 @@ macro_rules! portable {
         }
 
         impl Simd<$E> for Portable {
+            const FUSED: bool = false;
             const REGISTERS: usize = if cfg!(target_arch = "aarch64") {
                 32
             } else {
