@@ -34,7 +34,7 @@ use rnncore::cell::{
 use rnncore::gemm::kernel::{
     Product, RowProduct, Rows, max_rows, multiply, multiply_row, panels_at_once,
 };
-use rnncore::layer::{BackwardOptions, CellKind, ForwardOptions, Frozen, Stack, Tape};
+use rnncore::layer::{BackwardOptions, CellKind, ForwardOptions, Frozen, Stack, Storage, Tape};
 use rnncore::math::{sigmoid, tanh};
 use rnncore::parallel::Watch;
 use rnncore::peak::multiply_adds;
@@ -606,7 +606,7 @@ fn one_stream(
             ForwardOptions::default(),
         )
         .expect("forward");
-    let mut frozen = Frozen::new(&stack, &execution, &params, 1).expect("freeze");
+    let mut frozen = Frozen::new(&stack, &execution, &params, 1, Storage::Own).expect("freeze");
     let mut y = vec![0.0; h];
     for (x_t, expected) in input().values.chunks(i).zip(whole.y.chunks(h)) {
         frozen.step(x_t, &mut y, &execution.watch).expect("a step");
