@@ -33,7 +33,7 @@ use rnncore::cell::{
 };
 use rnncore::gemm::kernel::{Begin, Joint, MAX_VECTORS, Product, Rows, Term, max_rows, multiply};
 use rnncore::gemm::row::{GateProduct, RowProduct, add_row, multiply_row};
-use rnncore::layer::{BackwardOptions, CellKind, ForwardOptions, Frozen, Stack, Tape};
+use rnncore::layer::{BackwardOptions, CellKind, ForwardOptions, Frozen, Stack, Storage, Tape};
 use rnncore::math::{sigmoid, tanh};
 use rnncore::parallel::Watch;
 use rnncore::peak::multiply_adds;
@@ -676,7 +676,7 @@ fn one_stream(
             ForwardOptions::default(),
         )
         .expect("forward");
-    let mut frozen = Frozen::new(&stack, &execution, &params, 1).expect("freeze");
+    let mut frozen = Frozen::new(&stack, &execution, &params, 1, Storage::Own).expect("freeze");
     let mut y = vec![0.0; h];
     for (x_t, expected) in input().values.chunks(i).zip(whole.y.chunks(h)) {
         frozen.step(x_t, &mut y, &execution.watch).expect("a step");

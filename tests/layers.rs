@@ -23,6 +23,7 @@ use rnncore::cell::Update;
 use rnncore::error::Error;
 use rnncore::layer::{
     BackwardOptions, CellKind, Config, Execution, ForwardOptions, Frozen, Input, Merge, Stack,
+    Storage,
 };
 use rnncore::memory::Buffer;
 use rnncore::parallel::{Team, Watch};
@@ -555,8 +556,14 @@ fn frozen<E: Element>(
     execution: &Execution<'_>,
 ) -> Frozen<E> {
     let stack = Stack::new(problem.config.clone()).expect("a good config");
-    let mut frozen =
-        Frozen::new(&stack, execution, &slices(&arrays.params), problem.batch).expect("frozen");
+    let mut frozen = Frozen::new(
+        &stack,
+        execution,
+        &slices(&arrays.params),
+        problem.batch,
+        Storage::Own,
+    )
+    .expect("frozen");
     frozen
         .set_state(&slices(arrays.state.as_ref().expect("a state")))
         .expect("a state that fits");
@@ -1251,7 +1258,7 @@ fn wrong_arguments_of_a_frozen_layer_are_errors_and_change_nothing() {
         .iter()
         .map(|(_, shape)| vec![0.0; shape.iter().product()])
         .collect();
-    let made = Frozen::new(&stack(both), &execution, &slices(&params), 2).map(|_| ());
+    let made = Frozen::new(&stack(both), &execution, &slices(&params), 2, Storage::Own).map(|_| ());
     assert_eq!(
         message(made),
         "freeze: expected a layer with one direction, got bidirectional=True"
@@ -1261,6 +1268,7 @@ fn wrong_arguments_of_a_frozen_layer_are_errors_and_change_nothing() {
         &execution,
         &slices(&arrays.params),
         0,
+        Storage::Own,
     )
     .map(|_| ());
     assert_eq!(message(made), "batch_size: expected at least 1, got 0");

@@ -86,7 +86,13 @@ class Stack:
     def gates(
         self, params: list[NDArray[Any]], tape: Tape
     ) -> dict[str, dict[str, NDArray[Any]]]: ...
-    def freeze(self, params: list[NDArray[Any]], batch_size: int, batch_first: bool) -> Frozen: ...
+    def freeze(
+        self,
+        params: list[NDArray[Any]],
+        batch_size: int,
+        batch_first: bool,
+        weights: str | None,
+    ) -> Frozen: ...
 
 @final
 class Tape:

@@ -19,6 +19,7 @@ from typing import (
     Any,
     ClassVar,
     Generic,
+    Literal,
     NoReturn,
     SupportsIndex,
     TypeAlias,
@@ -645,7 +646,9 @@ class _Recurrent(Generic[State]):
         grads = None if dsteps is None else self._state_grads(dsteps, tape._rows)
         return Gradients(dx, dinitial_state, params, grads)
 
-    def freeze(self, batch_size: int = 1, weights: None = None) -> Frozen:
+    def freeze(
+        self, batch_size: int = 1, weights: Literal["bfloat16"] | None = None
+    ) -> Frozen:
         """Return a packed snapshot of the weights that streams: one step at a time, with a state.
 
         Later changes to ``params`` do not reach it. ``s.step(x_t, out=None)`` takes ``(B, I)`` or,
@@ -661,7 +664,10 @@ class _Recurrent(Generic[State]):
         batch_size : default 1
             B, the rows that every step takes.
         weights : default None
-            The format of the packed weights; None, the layer's own dtype, is the one there is.
+            The format of the packed weights. None is the layer's own dtype. ``"bfloat16"``, of a
+            float32 layer, rounds ``weight_ih`` and ``weight_hh`` to the nearest bfloat16, 8
+            significant bits; biases, state and arithmetic stay float32. That halves what a step
+            reads, which is what the step of a wide layer waits for; TODO
 
         Returns
         -------
@@ -671,8 +677,9 @@ class _Recurrent(Generic[State]):
         Raises
         ------
         TypeError, ValueError
-            If ``batch_size`` is not a positive integer, ``weights`` not None, or the layer
-            bidirectional: the reverse direction begins at an end that a stream has not reached.
+            If ``batch_size`` is not a positive integer, ``weights`` neither None nor, for a float32
+            layer, ``"bfloat16"``, or the layer bidirectional: the reverse direction begins at an
+            end that a stream has not reached.
         MemoryError
             If the memory cannot be had.
 
@@ -692,14 +699,17 @@ class _Recurrent(Generic[State]):
                 "batch_size: expected a size whose state (L, B, H) fits the address space, "
                 f"got {as_text(rows)}"
             )
-        if weights is not None:
+        if weights is not None and not (
+            self._dtype == np.float32 and isinstance(weights, str) and weights == "bfloat16"
+        ):
+            others = ' or "bfloat16"' if self._dtype == np.float32 else ""
             raise ValueError(
-                f"weights: expected None (the layer's own {self._dtype.name}), "
+                f"weights: expected None (the layer's own {self._dtype.name}){others}, "
                 f"got {as_text(weights)}"
             )
         if self._bidirectional:
             raise ValueError("freeze: expected a layer of one direction, got bidirectional=True")
-        return self._stack.freeze(self._arrays, rows, self._batch_first)
+        return self._stack.freeze(self._arrays, rows, self._batch_first, weights)
 
     # ------------------------------------------------- arguments and results
 

@@ -4,6 +4,12 @@
 //! over it gives every pre-activation that a vector of units needs, side by side in registers. Backward
 //! (and for dx) a panel holds a few vectors of columns of the matrix as it is, `[k][vector][lane]`.
 //! Columns beyond the matrix are zero. Packed once per call, once per life for a frozen layer.
+//!
+//! Panels that live long may be stored as bfloat16, in half the memory, for steps that wait for their
+//! weights: `[k / 2][vector][lane]`, each value the pair of k and k + 1 ([`Element::pair`]). A vector of
+//! pairs is a vector of k and one of k + 1 after a shift and a mask; two bfloat16 side by side would have
+//! to be spread out first, which takes as long as the multiply-add. Only products of single rows read
+//! such panels.
 
 use crate::error::Result;
 use crate::gemm::kernel::MAX_VECTORS;
@@ -11,9 +17,19 @@ use crate::memory::{Buffer, product};
 use crate::parallel::Team;
 use crate::simd::{Element, Kernel, Level, Simd, Vector};
 
+/// How packed weights lie in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Storage {
+    /// As they are.
+    Own,
+    /// Weights of float32, rounded to bfloat16.
+    Bfloat16,
+}
+
 /// A weight matrix, packed.
 pub struct Panels<E> {
     values: Buffer<E>,
+    storage: Storage,
     depth: usize,
     lanes: usize,
     /// Vectors of a full panel.
@@ -27,16 +43,29 @@ pub struct Panels<E> {
 }
 
 impl<E: Element> Panels<E> {
-    fn new(depth: usize, lanes: usize, per_panel: usize, total: usize) -> Result<Self> {
+    fn new(
+        (depth, storage): (usize, Storage),
+        lanes: usize,
+        per_panel: usize,
+        total: usize,
+    ) -> Result<Self> {
         debug_assert!(per_panel <= MAX_VECTORS && total > 0);
-        let len = product(&[depth, total, lanes], "packed weights (G * H * K)")?;
+        let rows = match storage {
+            Storage::Own => depth,
+            Storage::Bfloat16 => {
+                assert!(Self::MAY_BE_SHORT, "bfloat16 is the half of a float32");
+                depth.div_ceil(2)
+            }
+        };
+        let len = product(&[rows, total, lanes], "packed weights (G * H * K)")?;
         Ok(Self {
             values: Buffer::stale(len, "packed weights")?,
+            storage,
             depth,
             lanes,
             per_panel,
             total,
-            panel_len: depth * per_panel * lanes,
+            panel_len: rows * per_panel * lanes,
             whole: total / per_panel,
         })
     }
@@ -44,17 +73,20 @@ impl<E: Element> Panels<E> {
     /// Packs for forward: `weights` is [gates of the cell * hidden, depth], `gates` are the row blocks
     /// that belong together, `blocks_per_panel` how many blocks of `lanes` units a panel holds; the level
     /// is the one whose vectors have so many lanes.
+    ///
+    /// # Panics
+    /// When the storage is none of elements E.
     pub fn by_unit(
         team: &Team<'_>,
         weights: &[E],
         gates: &[usize],
         (hidden, depth): (usize, usize),
         (level, lanes): (Level, usize),
-        blocks_per_panel: usize,
+        (blocks_per_panel, storage): (usize, Storage),
     ) -> Result<Self> {
         let blocks = hidden.div_ceil(lanes);
         let mut panels = Self::new(
-            depth,
+            (depth, storage),
             lanes,
             blocks_per_panel * gates.len(),
             blocks * gates.len(),
@@ -91,7 +123,7 @@ impl<E: Element> Panels<E> {
         per_panel: usize,
     ) -> Result<Self> {
         let mut panels = Self::new(
-            gates.len() * hidden,
+            (gates.len() * hidden, Storage::Own),
             lanes,
             per_panel,
             columns.div_ceil(lanes),
@@ -122,6 +154,7 @@ impl<E: Element> Panels<E> {
         let last = (self.count() - 1) * self.panel_len();
         self.values[last..].fill(E::ZERO);
         let (panel_len, total, per_panel) = (self.panel_len(), self.total, self.per_panel);
+        let (depth, lanes, short) = (self.depth, self.lanes, self.is_short());
         let count = self.count();
         // Packing costs about what a step does: share it as long as shares are worth a dispatch.
         let shares = team
@@ -136,13 +169,33 @@ impl<E: Element> Panels<E> {
             .collect();
         team.run(work, |(share, panels): (usize, &mut [E])| {
             let meter = team.watch().meter();
+            let room = if short { depth * per_panel * lanes } else { 0 };
+            let mut whole = Buffer::stale(room, "a panel of weights")?;
             for (k, values) in panels.chunks_mut(panel_len).enumerate() {
                 let panel = share * per_share + k;
-                fill(panel, per_panel.min(total - panel * per_panel), values);
+                let vectors = per_panel.min(total - panel * per_panel);
+                if short {
+                    let width = vectors * lanes;
+                    let whole = &mut whole[..depth * width];
+                    whole.fill(E::ZERO);
+                    fill(panel, vectors, whole);
+                    pair_rows(whole, values, width);
+                } else {
+                    fill(panel, vectors, values);
+                }
                 meter.spend(8 * values.len())?;
             }
             Ok(())
         })
+    }
+
+    /// Whether elements E have a bfloat16 form: what reads it is compiled for them alone.
+    const MAY_BE_SHORT: bool = size_of::<E>() == size_of::<f32>();
+
+    /// Whether a panel row holds pairs of bfloat16, those of two k.
+    #[inline(always)]
+    pub fn is_short(&self) -> bool {
+        Self::MAY_BE_SHORT && self.storage == Storage::Bfloat16
     }
 
     /// How many panels.
@@ -150,7 +203,7 @@ impl<E: Element> Panels<E> {
         self.total.div_ceil(self.per_panel)
     }
 
-    /// Values in a full panel.
+    /// Values in a full panel; a pair counts as one.
     #[inline(always)]
     pub fn panel_len(&self) -> usize {
         self.panel_len
@@ -168,7 +221,8 @@ impl<E: Element> Panels<E> {
     }
 
     /// Where `count` neighbouring panels with rows of `width` values begin. For so many panels, each
-    /// [`Self::panel_len`] after the one before, every row may be read.
+    /// [`Self::panel_len`] after the one before, every row may be read: as many as the depth, or half as
+    /// many, rounded up, if they hold pairs.
     ///
     /// # Panics
     /// When there are no such panels.
@@ -189,10 +243,22 @@ impl<E: Element> Panels<E> {
         self.vectors(panel) * self.lanes
     }
 
-    /// The values from the front of `panel` to the end of the last panel.
+    /// The values from the front of `panel` to the end of the last panel, which must not be pairs.
     #[inline(always)]
     pub fn from_panel(&self, panel: usize) -> &[E] {
+        debug_assert!(!self.is_short());
         &self.values[panel * self.panel_len()..]
+    }
+}
+
+/// Two rows of `width` values after the other into one row of pairs; of an odd number the last row's
+/// partner is zero.
+fn pair_rows<E: Element>(from: &[E], to: &mut [E], width: usize) {
+    for (two, pairs) in from.chunks(2 * width).zip(to.chunks_exact_mut(width)) {
+        let (low, high) = two.split_at(width);
+        for (n, pair) in pairs.iter_mut().enumerate() {
+            *pair = E::pair(low[n], high.get(n).copied().unwrap_or(E::ZERO));
+        }
     }
 }
 
@@ -271,7 +337,7 @@ mod tests {
                 &[1, 0],
                 (hidden, depth),
                 (level, lanes),
-                per_panel,
+                (per_panel, Storage::Own),
             )
             .unwrap();
             assert_eq!(panels.count(), 2usize.div_ceil(per_panel));

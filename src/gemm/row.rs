@@ -99,11 +99,15 @@ pub fn add_panels<E: Element, S: Simd<E>, const Q: usize>(
     assert!(vectors.end <= MAX_VECTORS && a.len() >= panels.depth());
     let width = vectors.len() * S::LANES;
     let first = panels.group(panel, Q, width);
-    // SAFETY: `group` is where Q panels begin one after the other, each of as many rows of `width` values
-    // as `a` was just found to have at least.
+    // SAFETY: `group` is where Q panels begin one after the other, each of as many rows of `width` values,
+    // or of pairs, as `a` was just found to have values at least, or pairs.
     *sums = unsafe {
         let steps = (first, width, panels.panel_len());
-        sum_row(s, *sums, vectors, panels.depth(), (a.as_ptr(), 0), steps)
+        if panels.is_short() {
+            sum_row_of_pairs(s, *sums, vectors, panels.depth(), a.as_ptr(), steps)
+        } else {
+            sum_row(s, *sums, vectors, panels.depth(), (a.as_ptr(), 0), steps)
+        }
     };
 }
 
@@ -147,6 +151,58 @@ unsafe fn sum_row<E: Element, S: Simd<E>, const Q: usize>(
     }
     for _ in 0..depth % UNROLLED {
         one!();
+    }
+    sum
+}
+
+/// [`sum_row`] of one left operand for all q, where a row of the right one holds the pairs of two k, the
+/// lower one first: the same sums in the same order as if they stood in two rows.
+///
+/// # Safety
+/// * The left operand is valid for reading `depth` values.
+/// * The right one is valid for reading a vector for each of `vectors`, each k of even number and each q.
+#[inline(always)]
+unsafe fn sum_row_of_pairs<E: Element, S: Simd<E>, const Q: usize>(
+    s: S,
+    sums: [[S::V; MAX_VECTORS]; Q],
+    vectors: Range<usize>,
+    depth: usize,
+    left: *const E,
+    (right, row_stride, stride): (*const E, usize, usize),
+) -> [[S::V; MAX_VECTORS]; Q] {
+    let mut sum = sums;
+    let (mut left, mut right) = (left, right);
+    macro_rules! one {
+        ($both:literal) => {
+            // SAFETY: the caller vouches for every k.
+            unsafe {
+                let low = s.splat(*left);
+                let high = s.splat(if $both { *left.add(1) } else { E::ZERO });
+                for q in 0..Q {
+                    for p in vectors.clone() {
+                        let at = q * stride + (p - vectors.start) * S::LANES;
+                        let weights = s.load_raw(right.add(at)).unpair();
+                        sum[q][p] = low.mul_add(weights.0, sum[q][p]);
+                        if $both {
+                            sum[q][p] = high.mul_add(weights.1, sum[q][p]);
+                        }
+                    }
+                }
+            }
+        };
+    }
+    for _ in 0..depth / UNROLLED {
+        for _ in 0..UNROLLED / 2 {
+            one!(true);
+            (left, right) = (left.wrapping_add(2), right.wrapping_add(row_stride));
+        }
+    }
+    for _ in 0..depth % UNROLLED / 2 {
+        one!(true);
+        (left, right) = (left.wrapping_add(2), right.wrapping_add(row_stride));
+    }
+    if depth % 2 == 1 {
+        one!(false);
     }
     sum
 }

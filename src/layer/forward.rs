@@ -14,7 +14,8 @@
 //! reset before the product goes through 2 and 3 twice, all units' gates first.
 //!
 //! A tile of several rows is one product that leaves its sums in a scratch; a single row takes several
-//! panels at once and hands its sums to the cell in registers. Both sum in the same order.
+//! panels at once and hands its sums to the cell in registers. Both sum in the same order. Rows of weights
+//! that are stored as bfloat16 all go this way: for each group of panels loop 3 takes one row after the other.
 //!
 //! With few rows `W x` is computed for a chunk of steps at once: a tile of many rows where a step has
 //! few. The sums go to memory and back in between, which is exact, so the bits are the same.
@@ -239,7 +240,11 @@ impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
         let (schedule, own, features) = (share.schedule, share.rows.clone(), share.features);
         let tiling = Tiling::of::<C, S, E>(&share.units);
         let units = share.units.len().next_multiple_of(S::LANES * tiling.blocks);
-        let capacity = chunk_rows(&share.spec, own.len(), schedule.steps(), units);
+        let capacity = if share.weights.is_short() {
+            0
+        } else {
+            chunk_rows(&share.spec, own.len(), schedule.steps(), units)
+        };
         let mut ahead = Ahead {
             weights: share.weights,
             tiling,
@@ -561,12 +566,17 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             _ => C::SLOTS,
         };
         let work = blocks * slots * S::LANES * (self.features + self.hidden);
-        if rows == 1 {
+        if rows == 1 || self.weights.is_short() {
             let mut panel = first;
             while panel < end {
-                panel += self.row(s, panel, stage, &mut operands);
+                let mut count = 0;
+                for r in 0..rows {
+                    count = self.row(s, (r, panel), stage, &mut operands);
+                }
+                panel += count;
+                self.meter.spend(rows * count * work)?;
             }
-            return self.meter.spend((end - first) * work);
+            return Ok(());
         }
         let most = max_rows(S::REGISTERS, blocks * C::INPUT.max(C::RECURRENT.len()));
         for panel in first..end {
@@ -580,12 +590,12 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
 
     // ---- One row -----------------------------------------------------------------------------------
 
-    /// Some panels from `panel` on; gives how many.
+    /// Row `r` of some panels from `panel` on; gives how many, which is the same for every row.
     #[inline(always)]
     fn row<S: Simd<E>>(
         &mut self,
         s: S,
-        panel: usize,
+        (r, panel): (usize, usize),
         stage: Stage,
         operands: &mut Operands<'_, E>,
     ) -> usize {
@@ -596,11 +606,11 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         macro_rules! rows {
             ($blocks:literal) => {
                 if panels_at_once::<E, S, C>() >= 4 && full >= 4 {
-                    self.row_of::<S, 4, $blocks>(s, panel, stage, operands)
+                    self.row_of::<S, 4, $blocks>(s, (r, panel), stage, operands)
                 } else if panels_at_once::<E, S, C>() >= 2 && full >= 2 {
-                    self.row_of::<S, 2, $blocks>(s, panel, stage, operands)
+                    self.row_of::<S, 2, $blocks>(s, (r, panel), stage, operands)
                 } else {
-                    self.row_of::<S, 1, $blocks>(s, panel, stage, operands)
+                    self.row_of::<S, 1, $blocks>(s, (r, panel), stage, operands)
                 }
             };
         }
@@ -611,20 +621,26 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         }
     }
 
-    /// Q panels of B blocks each.
+    /// Row `r` of Q panels of B blocks each.
     #[inline(always)]
     fn row_of<S: Simd<E>, const Q: usize, const B: usize>(
         &mut self,
         s: S,
-        panel: usize,
+        (r, panel): (usize, usize),
         stage: Stage,
         operands: &mut Operands<'_, E>,
     ) -> usize {
         let mut sums = [[s.splat(E::ZERO); MAX_SLOTS]; Q];
-        let bias_len = self.tiling.bias_len;
+        let Tiling {
+            first: first_panel,
+            end,
+            bias_len,
+            ..
+        } = self.tiling;
+        let local = panel - first_panel;
         for q in 0..Q {
             let (from, at) = if stage == Stage::Candidate {
-                (&*self.pending, panel - self.tiling.first + q)
+                (&*self.pending, r * (end - first_panel) + local + q)
             } else {
                 (&*self.weights.bias, panel + q)
             };
@@ -647,14 +663,14 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             None => {}
             Some(Input::Rows(x)) => {
                 let weights = (&self.weights.input, panel);
+                let x = &x[r * self.features..];
                 add_panels(s, &mut sums, fed, x, weights);
             }
             Some(Input::Ahead(chunk, first, total)) => {
                 let width = fed.len() * S::LANES;
                 for q in 0..Q {
-                    let before =
-                        (panel - self.tiling.first + q) * total * C::INPUT * self.tiling.blocks;
-                    let from = &chunk[before * S::LANES + first * width..][..width];
+                    let before = (local + q) * total * C::INPUT * self.tiling.blocks;
+                    let from = &chunk[before * S::LANES + (first + r) * width..][..width];
                     for slot in 0..fed.len() {
                         sums[q][slot] = s.load(&from[slot * S::LANES..]);
                     }
@@ -663,18 +679,19 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         }
         let panels = panels.expect("a second stage has weights");
         let fed = side_by_side::<B>(slots);
-        add_panels(s, &mut sums, fed, operands.recurrent, (panels, panel));
+        let recurrent = &operands.recurrent[r * self.hidden..];
+        add_panels(s, &mut sums, fed, recurrent, (panels, panel));
         // No closures: they are not inlined with their caller's instructions.
-        let first = (panel - self.tiling.first) * self.tiling.blocks * S::LANES;
+        let first = local * self.tiling.blocks * S::LANES;
         let per_panel = self.tiling.blocks * S::LANES;
         if stage == Stage::Gates {
             for q in 0..Q {
-                self.reset(s, (0, first + q * per_panel), sums[q], operands);
+                self.reset(s, (r, first + q * per_panel), sums[q], operands);
             }
         } else if B == 2 {
             for q in 0..Q {
                 let unit = first + q * per_panel;
-                let places = [(0, unit), (0, unit + S::LANES)];
+                let places = [(r, unit), (r, unit + S::LANES)];
                 let mut second = sums[q];
                 second[0] = sums[q][1];
                 let pre = [sums[q], second];
@@ -683,11 +700,11 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             }
         } else if Q == 1 {
             self.results
-                .finish(s, self.cell, [(0, first)], [sums[0]], &mut operands.next);
+                .finish(s, self.cell, [(r, first)], [sums[0]], &mut operands.next);
         } else {
             for q in 0..Q / 2 {
                 let unit = first + 2 * q * per_panel;
-                let places = [(0, unit), (0, unit + per_panel)];
+                let places = [(r, unit), (r, unit + per_panel)];
                 let pre = [sums[2 * q], sums[2 * q + 1]];
                 self.results
                     .finish(s, self.cell, places, pre, &mut operands.next);

@@ -1,6 +1,7 @@
 //! A snapshot of a layer's weights, packed once, with a state of its own: for streams.
 
 use crate::error::{Error, Result, shape_text};
+use crate::gemm::pack::Storage;
 use crate::gemm::relay::Relay;
 use crate::gemm::view::{Field, Layout};
 use crate::layer::config::Config;
@@ -33,6 +34,7 @@ struct FrozenLayer<E> {
 /// Packed weights of a stack with one direction, and the state of B independent streams.
 pub struct Frozen<E> {
     config: Config,
+    storage: Storage,
     level: Level,
     /// One step of B rows.
     still: Schedule,
@@ -40,16 +42,18 @@ pub struct Frozen<E> {
 }
 
 impl<E: Element> Frozen<E> {
-    /// Packs `params` for `batch` streams; the state begins at zero.
+    /// Packs `params` for `batch` streams; the state begins at zero. Weights stored as bfloat16 are half
+    /// as much to read in a step, and computed with as the float32 numbers that they are.
     ///
     /// # Errors
     /// A stack with two directions (the second would have to see the future), parameters of a wrong
-    /// size, or memory that cannot be had.
+    /// size, bfloat16 for elements other than float32, or memory that cannot be had.
     pub fn new(
         stack: &Stack,
         execution: &Execution<'_>,
         params: &[&[E]],
         batch: usize,
+        storage: Storage,
     ) -> Result<Self> {
         stack.check_params(params)?;
         let config = stack.config().clone();
@@ -63,14 +67,19 @@ impl<E: Element> Frozen<E> {
         if batch == 0 {
             return Err(Error::value("batch_size", "at least 1", batch));
         }
+        if storage == Storage::Bfloat16 && E::NAME != "float32" {
+            let expected = format!("None for a layer of {}", E::NAME);
+            return Err(Error::value("weights", expected, "bfloat16"));
+        }
         let team = Team::assemble(1, &execution.watch);
         let means = Means::of::<E>(&team, execution.level);
         let layers = (0..config.layers)
-            .map(|layer| FrozenLayer::new(&config, means, params, layer, batch))
+            .map(|layer| FrozenLayer::new(&config, means, params, layer, (batch, storage)))
             .collect::<Result<_>>()?;
         Ok(Self {
             layers,
             config,
+            storage,
             level: execution.level,
             still: Schedule::dense(1, batch)?,
         })
@@ -90,6 +99,14 @@ impl<E: Element> Frozen<E> {
     /// What was frozen.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The name of what the weights are stored as.
+    pub fn weights(&self) -> &'static str {
+        match self.storage {
+            Storage::Own => E::NAME,
+            Storage::Bfloat16 => "bfloat16",
+        }
     }
 
     /// B.
@@ -318,7 +335,7 @@ impl<E: Element> FrozenLayer<E> {
         means: Means<'_>,
         params: &[&[E]],
         layer: usize,
-        batch: usize,
+        (batch, storage): (usize, Storage),
     ) -> Result<Self> {
         let (spec, sizes) = (config.cell.spec(), (config.hidden, config.input_of(layer)));
         let count = config.params_per_direction();
@@ -336,7 +353,7 @@ impl<E: Element> FrozenLayer<E> {
             c: if spec.has_cell { zeros()? } else { Vec::new() },
         };
         Ok(Self {
-            weights: ForwardWeights::pack(&spec, means.team, means.lanes, params, sizes)?,
+            weights: ForwardWeights::pack(&spec, means.team, means.lanes, params, sizes, storage)?,
             space: Workspace::new(&spec, means.lanes, batch, 1, sizes)?,
             operand: relay()?,
             reset_operand: spec.has_reset_stage().then(relay).transpose()?,

@@ -30,6 +30,7 @@ mod stack;
 mod tape;
 mod weights;
 
+pub use crate::gemm::pack::Storage;
 pub use config::{CellKind, Config, Merge};
 pub use dropout::Masks;
 pub use frozen::Frozen;

@@ -3,7 +3,7 @@
 use crate::cell::Spec;
 use crate::error::Result;
 use crate::gemm::kernel::MAX_VECTORS;
-use crate::gemm::pack::Panels;
+use crate::gemm::pack::{Panels, Storage};
 use crate::memory::{Buffer, product};
 use crate::parallel::Team;
 use crate::simd::{Element, Kernel, Level, Simd};
@@ -81,13 +81,15 @@ pub struct ForwardWeights<E> {
 }
 
 impl<E: Element> ForwardWeights<E> {
-    /// Packs `params` of a cell like `spec` with `hidden` units and `features` inputs.
+    /// Packs `params` of a cell like `spec` with `hidden` units and `features` inputs. The storage is that
+    /// of W and U; biases stay what they are.
     pub fn pack(
         spec: &Spec,
         team: &Team<'_>,
         lanes: Lanes,
         params: Params<'_, E>,
         (hidden, features): (usize, usize),
+        storage: Storage,
     ) -> Result<Self> {
         let per_panel = blocks_per_panel(spec.slots);
         let pack = |weights, slots, depth| {
@@ -97,7 +99,7 @@ impl<E: Element> ForwardWeights<E> {
                 &gates_of(spec, slots),
                 (hidden, depth),
                 (lanes.level, lanes.lanes),
-                per_panel,
+                (per_panel, storage),
             )
         };
         let input = pack(params.weight_ih, 0..spec.input, features)?;
@@ -114,6 +116,12 @@ impl<E: Element> ForwardWeights<E> {
             candidate,
             bias,
         })
+    }
+
+    /// Whether W and U are stored as bfloat16, which only the products of single rows read.
+    #[inline(always)]
+    pub fn is_short(&self) -> bool {
+        self.recurrent.is_short()
     }
 
     fn pack_bias(

@@ -104,8 +104,9 @@ impl Frozen {
     fn __repr__(&mut self) -> String {
         with_streams!(self, streams => {
             let config = streams.config();
-            let batch = streams.batch();
-            format!("<Frozen: {} -> {}, {} layers, batch_size={batch}>", config.input, config.hidden, config.layers)
+            let (input, hidden, layers) = (config.input, config.hidden, config.layers);
+            let (batch, weights) = (streams.batch(), streams.weights());
+            format!("<Frozen: {input} -> {hidden}, {layers} layers, batch_size={batch}, weights={weights}>")
         })
     }
 }

@@ -17,6 +17,7 @@ use crate::cell::Update;
 use crate::error::{Error, Result, shape_text};
 use crate::layer::{
     self, BackwardOptions, CellKind, Config, Execution, ForwardOptions, Input, Masks, Merge,
+    Storage,
 };
 use crate::memory;
 use crate::parallel::Watch;
@@ -238,11 +239,20 @@ impl Stack {
         params: &Bound<'_, PyList>,
         batch_size: usize,
         batch_first: bool,
+        weights: Option<&str>,
     ) -> PyResult<Frozen> {
+        let storage = match weights {
+            None => Storage::Own,
+            Some("bfloat16") => Storage::Bfloat16,
+            Some(other) => {
+                let got = format!("{other:?}");
+                return Err(Error::value("weights", "None or \"bfloat16\"", got).into());
+            }
+        };
         let streams = if self.double {
-            AnyStreams::F64(self.freeze_as(py, params, batch_size)?)
+            AnyStreams::F64(self.freeze_as(py, params, batch_size, storage)?)
         } else {
-            AnyStreams::F32(self.freeze_as(py, params, batch_size)?)
+            AnyStreams::F32(self.freeze_as(py, params, batch_size, storage)?)
         };
         Ok(Frozen::new(streams, batch_first))
     }
@@ -442,12 +452,13 @@ impl Stack {
         py: Python<'_>,
         params: &Bound<'_, PyList>,
         batch: usize,
+        storage: Storage,
     ) -> PyResult<layer::Frozen<E>> {
         let params = self.borrow_params::<E>(params)?;
         let slices = slices(&params)?;
         detach(py, |interrupt| {
             let poll = || interrupt.requested();
-            layer::Frozen::new(&self.stack, &execution(&poll), &slices, batch)
+            layer::Frozen::new(&self.stack, &execution(&poll), &slices, batch, storage)
         })
     }
 

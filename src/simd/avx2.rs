@@ -195,6 +195,18 @@ macro_rules! avx2 {
             }
 
             #[inline(always)]
+            fn unpair(self) -> (Self, Self) {
+                const HALF: i32 = size_of::<$E>() as i32 * 4;
+                // SAFETY: a vector proves the instructions.
+                unsafe {
+                    (
+                        Self($from_bits($shift_left::<HALF>($to_bits(self.0)))),
+                        Self($and(self.0, $set1($E::from_bits(!0 << HALF)))),
+                    )
+                }
+            }
+
+            #[inline(always)]
             unsafe fn store_raw(self, to: *mut $E) {
                 // SAFETY: the caller vouches for room for LANES values.
                 unsafe { $storeu(to, self.0) }

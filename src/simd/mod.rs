@@ -126,6 +126,12 @@ pub trait Element:
     /// The same number, exactly.
     fn to_f64(self) -> f64;
 
+    /// The bits of two numbers in those of one, each rounded to the half of its bits that holds the sign
+    /// and the exponent: `low` goes to the lower half, `high` to the upper one. The half of a float32 is
+    /// a bfloat16. Rounded to nearest, of two to the even one; a NaN stays one.
+    /// [`Vector::unpair`] takes them out.
+    fn pair(low: Self, high: Self) -> Self;
+
     /// Runs `kernel` with the token of `level`: the one place where a run-time value becomes a type.
     fn dispatch<K: Kernel<Self>>(level: Level, kernel: K) -> K::Output;
 }
@@ -267,6 +273,10 @@ pub trait Vector<E: Element>: Lanewise<E> {
     /// The lanes of both in turn, `self` first: the lower halves, then the upper halves. Transposes are
     /// made of it.
     fn interleave(self, other: Self) -> (Self, Self);
+
+    /// Both numbers of every lane, each of which [`Element::pair`] made of two: the low ones, the high
+    /// ones. Exact.
+    fn unpair(self) -> (Self, Self);
 
     /// Writes all lanes to the beginning of `to`.
     ///
@@ -412,6 +422,21 @@ macro_rules! element {
             #[inline(always)]
             fn to_f64(self) -> f64 {
                 f64::from(self)
+            }
+
+            fn pair(low: Self, high: Self) -> Self {
+                const HALF: u32 = size_of::<$E>() as u32 * 4;
+                let [low, high] = [low, high].map(|x| {
+                    let bits = x.to_bits();
+                    if x.is_nan() {
+                        // What makes it one may all be in the lower half.
+                        return bits >> HALF | 1 << (Self::MANTISSA_BITS - 1 - HALF);
+                    }
+                    // A tie carries into an odd upper half only. Beyond the largest number is infinity.
+                    let odd = bits >> HALF & 1;
+                    (bits + ((1 << (HALF - 1)) - 1 + odd)) >> HALF
+                });
+                $E::from_bits(high << HALF | low)
             }
 
             #[inline]

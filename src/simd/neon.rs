@@ -175,6 +175,19 @@ macro_rules! neon {
             }
 
             #[inline(always)]
+            fn unpair(self) -> (Self, Self) {
+                const HALF: i32 = size_of::<$E>() as i32 * 4;
+                // SAFETY: a vector proves the instructions.
+                unsafe {
+                    let bits = $to_bits(self.0);
+                    (
+                        Self($from_bits($shift_left::<HALF>(bits))),
+                        Self($from_bits($clear(bits, $dup_bits((1 << HALF) - 1)))),
+                    )
+                }
+            }
+
+            #[inline(always)]
             unsafe fn store_raw(self, to: *mut $E) {
                 // SAFETY: the caller vouches for room for LANES values.
                 unsafe { $st1(to, self.0) }

@@ -148,6 +148,15 @@ macro_rules! portable {
             }
 
             #[inline(always)]
+            fn unpair(self) -> (Self, Self) {
+                const HALF: u32 = size_of::<$E>() as u32 * 4;
+                (
+                    self.zip(self, |a, _| $E::from_bits(a.to_bits() << HALF)),
+                    self.zip(self, |a, _| $E::from_bits(a.to_bits() & !0 << HALF)),
+                )
+            }
+
+            #[inline(always)]
             unsafe fn store_raw(self, to: *mut $E) {
                 // SAFETY: the caller vouches for room for LANES values; an array has the alignment
                 // of its elements.

@@ -21,6 +21,7 @@ use std::ops::Range;
 
 use crate::cell::Spec;
 use crate::error::Result;
+use crate::layer::Storage;
 use crate::layer::config::{Config, Merge};
 use crate::layer::direction::{Direction, Means};
 use crate::layer::dropout::Masks;
@@ -124,7 +125,7 @@ impl<'a> Call<'a> {
     ) -> Result<ForwardWeights<E>> {
         let (params, sizes) = (self.params(params, index), self.sizes(index));
         let lanes = self.means::<E>().lanes;
-        ForwardWeights::pack(&self.spec, &self.team, lanes, params, sizes)
+        ForwardWeights::pack(&self.spec, &self.team, lanes, params, sizes, Storage::Own)
     }
 
     fn backward_weights<'p, E: Element>(
