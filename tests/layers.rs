@@ -451,7 +451,7 @@ fn pieces_and_steps_do_not_change_bits<E: Element>(cell: CellKind) {
             assert_same_bits(&y, &whole.y, &context);
             assert_states(&state, &whole.state, &context);
             for run in [frozen_steps, frozen_run::<E>] {
-                let (y, state) = run(&problem, level);
+                let (y, state) = run(&problem, level, Storage::Own);
                 assert_same_bits(&y, &whole.y, &context);
                 assert_states(&state, &whole.state, &context);
             }
@@ -554,6 +554,7 @@ fn frozen<E: Element>(
     problem: &Problem,
     arrays: &Arrays<E>,
     execution: &Execution<'_>,
+    storage: Storage,
 ) -> Frozen<E> {
     let stack = Stack::new(problem.config.clone()).expect("a good config");
     let mut frozen = Frozen::new(
@@ -561,7 +562,7 @@ fn frozen<E: Element>(
         execution,
         &slices(&arrays.params),
         problem.batch,
-        Storage::Own,
+        storage,
     )
     .expect("frozen");
     frozen
@@ -570,10 +571,10 @@ fn frozen<E: Element>(
     frozen
 }
 
-fn frozen_steps<E: Element>(problem: &Problem, level: Level) -> YAndState<E> {
+fn frozen_steps<E: Element>(problem: &Problem, level: Level, storage: Storage) -> YAndState<E> {
     let arrays = Arrays::<E>::of(problem, false);
     let execution = Setup::plain(level).execution(Watch::unattended());
-    let mut frozen = frozen(problem, &arrays, &execution);
+    let mut frozen = frozen(problem, &arrays, &execution, storage);
     let mut y = Vec::new();
     for t in 0..problem.time {
         let mut y_t = vec![E::from_f64(f64::NAN); problem.batch * problem.config.hidden];
@@ -589,14 +590,14 @@ fn frozen_steps<E: Element>(problem: &Problem, level: Level) -> YAndState<E> {
     (y, frozen.state().expect("the state"))
 }
 
-fn frozen_run<E: Element>(problem: &Problem, level: Level) -> YAndState<E> {
+fn frozen_run<E: Element>(problem: &Problem, level: Level, storage: Storage) -> YAndState<E> {
     let arrays = Arrays::<E>::of(problem, false);
     let execution = Setup {
         threads: 3,
         ..Setup::plain(level)
     }
     .execution(Watch::unattended());
-    let mut frozen = frozen(problem, &arrays, &execution);
+    let mut frozen = frozen(problem, &arrays, &execution, storage);
     let mut y = frozen
         .run(&execution, steps_of(&arrays, problem, 0..5))
         .expect("a run")
@@ -607,6 +608,47 @@ fn frozen_run<E: Element>(problem: &Problem, level: Level) -> YAndState<E> {
             .expect("a run"),
     );
     (y, frozen.state().expect("the state"))
+}
+
+/// Weights stored as bfloat16 are those weights, rounded: the same bits as a layer that has them as
+/// float32, in any batch, by steps and by runs.
+#[test]
+fn weights_stored_as_bfloat16_are_rounded_and_no_more() {
+    let _turn = pool();
+    for cell in CELLS {
+        for (batch, input, hidden) in [(1, 4, 33), (1, 9, 70), (5, 3, 17), (13, 8, 35)] {
+            let case = Case {
+                time: 12,
+                batch,
+                input,
+                hidden,
+                layers: 2,
+                ragged: false,
+                merge: None,
+                ..case(cell)
+            };
+            let problem = case.problem::<f32>();
+            let mut rounded = case.problem::<f32>();
+            for (values, (_, shape)) in rounded.params.iter_mut().zip(problem.config.params()) {
+                for value in values.iter_mut().filter(|_| shape.len() == 2) {
+                    let upper = f32::pair(0.0, *value as f32).to_bits();
+                    *value = f64::from(f32::from_bits(upper));
+                }
+            }
+            assert_ne!(problem.params[0], rounded.params[0]);
+            for level in levels() {
+                let what = format!("{case:?}, {level:?}");
+                let (expected, state) = frozen_steps::<f32>(&rounded, level, Storage::Own);
+                for (y, end) in [
+                    frozen_steps::<f32>(&problem, level, Storage::Bfloat16),
+                    frozen_run::<f32>(&problem, level, Storage::Bfloat16),
+                ] {
+                    assert_same_bits(&y, &expected, &what);
+                    assert_same_bits(&end.concat(), &state.concat(), &what);
+                }
+            }
+        }
+    }
 }
 
 /// A NaN in one row is that row's own: from its step on, or against time up to its step.
@@ -1189,7 +1231,7 @@ fn wrong_arguments_of_a_frozen_layer_are_errors_and_change_nothing() {
     let problem = case.problem::<f64>();
     let arrays = Arrays::<f64>::of(&problem, false);
     let execution = Setup::plain(Level::detect()).execution(Watch::unattended());
-    let mut frozen = frozen(&problem, &arrays, &execution);
+    let mut frozen = frozen(&problem, &arrays, &execution, Storage::Own);
     let before = frozen.state().expect("the state");
     assert_eq!(
         (frozen.batch(), frozen.state_len(), frozen.config()),
@@ -1272,6 +1314,18 @@ fn wrong_arguments_of_a_frozen_layer_are_errors_and_change_nothing() {
     )
     .map(|_| ());
     assert_eq!(message(made), "batch_size: expected at least 1, got 0");
+    let made = Frozen::new(
+        &stack(problem.config.clone()),
+        &execution,
+        &slices(&arrays.params),
+        2,
+        Storage::Bfloat16,
+    )
+    .map(|_| ());
+    assert_eq!(
+        message(made),
+        "weights: expected None for a layer of float64, got bfloat16"
+    );
 }
 
 #[test]
@@ -1289,7 +1343,7 @@ fn frozen_input_that_does_not_fit_its_shape_or_is_ragged_is_an_error() {
     let problem = case.problem::<f64>();
     let arrays = Arrays::<f64>::of(&problem, false);
     let execution = Setup::plain(Level::detect()).execution(Watch::unattended());
-    let mut frozen = frozen(&problem, &arrays, &execution);
+    let mut frozen = frozen(&problem, &arrays, &execution, Storage::Own);
     for (shape, batch_first) in [([4, 2, 4], false), ([2, 4, 4], true), ([2, 2, 4], false)] {
         let input = Input {
             values: &arrays.x,

@@ -641,7 +641,19 @@ def test_bad_freeze(cell: Any) -> None:
         refused(
             error, "batch_size", "positive", repr(value), lambda v=value: layer.freeze(batch_size=v)
         )
-    refused(ValueError, "weights", "None", "'int8'", lambda: layer.freeze(weights="int8"))
+    for value in ("int8", "BFLOAT16", b"bfloat16", 16, ["bfloat16"], np.array(["bfloat16"])):
+        refused(
+            ValueError,
+            "weights",
+            'None (the layer\'s own float32) or "bfloat16"',
+            repr(value),
+            lambda v=value: layer.freeze(weights=v),
+        )
+    double = cell(I, H, dtype="float64")
+    expected = "None (the layer's own float64)"
+    refused(
+        ValueError, "weights", expected, "'bfloat16'", lambda: double.freeze(weights="bfloat16")
+    )
     two = cell(I, H, bidirectional=True)
     refused(ValueError, "freeze", "one direction", "bidirectional=True", two.freeze)
 

@@ -6,6 +6,7 @@ levels round differently.
 
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -277,6 +278,61 @@ def test_a_frozen_layer_runs_on_threads_with_the_same_bits(form: str, dtype: str
     assert_same_bits({"y": frozen.run(problem.x)}, {"y": y})
     for one, other in zip(members(frozen.state), members(final), strict=True):
         assert_same_bits({"state": one}, {"state": other})
+
+
+def with_rounded_weights(layer: Any) -> Any:
+    """Copy a float32 layer, its weights rounded to the nearest bfloat16, ties to even."""
+    params = {name: p.copy() for name, p in layer.params.items()}
+    for p in params.values():
+        if p.ndim == 2:
+            words = p.view(np.uint32)
+            words += 0x7FFF + (words >> 16 & 1)
+            words &= np.uint32(0xFFFF0000)
+    other = copy.deepcopy(layer)
+    other.load_params(params)
+    return other
+
+
+@at_every_level
+@pytest.mark.parametrize("B", [1, 2, 13])
+@pytest.mark.parametrize(("I", "H"), [(8, 32), (9, 35), (33, 70)])
+@every_form
+def test_bfloat16_weights_are_rounded_and_no_more(form: str, I: int, H: int, B: int) -> None:
+    T = 11
+    problem = problem_of(form, "forward", False, (T, B, I, H), L=2)
+    layer, x = layer_of(problem, dtype="float32"), problem.x.astype("float32")
+    rounded = with_rounded_weights(layer)
+    y, final = rounded(x)
+    whole = {"y": y, **dict(zip("hc", members(final), strict=False))}
+    frozen = layer.freeze(B, weights="bfloat16")
+
+    def streamed(pieces: Iterator[Any]) -> Arrays:
+        frozen.reset()
+        ys = np.concatenate(list(pieces))
+        return {"y": ys, **dict(zip("hc", members(frozen.state), strict=False))}
+
+    assert_same_bits(streamed(frozen.step(x_t)[None] for x_t in x), whole)
+    for cuts in ([0, T], [0, 1, 4, T], [0, 0, 10, T]):
+        assert_same_bits(streamed(frozen.run(x[a:b]) for a, b in pairwise(cuts)), whole)
+    for a, b in ((0, 1), (B // 2, B)):
+        part = layer.freeze(b - a, weights="bfloat16").run(np.ascontiguousarray(x[:, a:b]))
+        assert_same_bits({"y": part}, {"y": np.ascontiguousarray(y[:, a:b])})
+
+
+@at_every_level
+@every_form
+def test_bfloat16_weights_on_threads(form: str) -> None:
+    problem = problem_of(form, "forward", False, sizes_worth_threads(form, 3))
+    layer, x = layer_of(problem, dtype="float32"), problem.x.astype("float32")
+    answers = []
+    for threads, few in ((1, False), (3, False), (1, True), (2, True)):
+        rc.set_num_threads(threads)
+        # Of a single row workers would share the units.
+        rows = x[:, :1] if few else x
+        frozen = layer.freeze(rows.shape[1], weights="bfloat16")
+        answers.append({"y": frozen.run(rows)})
+    assert_same_bits(answers[1], answers[0])
+    assert_same_bits(answers[3], answers[2])
 
 
 # --------------------------------------------------------------------------- ways to call a layer

@@ -828,3 +828,27 @@ def test_a_frozen_layer_of_one_row_takes_vectors(cell: Any) -> None:
     frozen = layer.freeze()
     y = np.stack([frozen.step(x_t) for x_t in x])
     assert_same(y, layer(x)[0])
+
+
+@pytest.mark.parametrize("cell", [rc.LSTM, rc.GRU])
+def test_how_far_bfloat16_weights_lead(cell: Any) -> None:
+    layer = cell(256, 256, seed=0)
+    x = normal(200, 256).astype(np.float32)
+    frozen = layer.freeze(weights="bfloat16")
+    error = np.abs(frozen.run(x) - layer.freeze().run(x)).max()
+    assert 1e-3 < error < 1e-2
+
+
+def test_a_frozen_layer_says_what_it_is() -> None:
+    layer = rc.GRU(3, 4, num_layers=2, seed=0)
+    sizes = "3 -> 4, 2 layers, batch_size=5"
+    assert repr(layer.freeze(5)) == f"<Frozen: {sizes}, weights=float32>"
+    assert repr(layer.freeze(5, weights="bfloat16")) == f"<Frozen: {sizes}, weights=bfloat16>"
+
+
+def test_a_nan_among_bfloat16_weights_stays_one() -> None:
+    layer = rc.RNN(3, 4, seed=0)
+    # All that makes it a NaN lies in the bits that bfloat16 drops.
+    layer.params["weight_ih_l0"].view(np.uint32)[2, 1] = 0x7F800001
+    y = layer.freeze(weights="bfloat16").step(np.ones(3, np.float32))
+    assert np.isnan(y).tolist() == [False, False, True, False]

@@ -646,9 +646,7 @@ class _Recurrent(Generic[State]):
         grads = None if dsteps is None else self._state_grads(dsteps, tape._rows)
         return Gradients(dx, dinitial_state, params, grads)
 
-    def freeze(
-        self, batch_size: int = 1, weights: Literal["bfloat16"] | None = None
-    ) -> Frozen:
+    def freeze(self, batch_size: int = 1, weights: Literal["bfloat16"] | None = None) -> Frozen:
         """Return a packed snapshot of the weights that streams: one step at a time, with a state.
 
         Later changes to ``params`` do not reach it. ``s.step(x_t, out=None)`` takes ``(B, I)`` or,
@@ -664,10 +662,15 @@ class _Recurrent(Generic[State]):
         batch_size : default 1
             B, the rows that every step takes.
         weights : default None
-            The format of the packed weights. None is the layer's own dtype. ``"bfloat16"``, of a
-            float32 layer, rounds ``weight_ih`` and ``weight_hh`` to the nearest bfloat16, 8
-            significant bits; biases, state and arithmetic stay float32. That halves what a step
-            reads, which is what the step of a wide layer waits for; TODO
+            The format of the packed weights. None is the layer's own dtype. ``"bfloat16"``, for
+            float32 layers alone, rounds ``weight_ih`` and ``weight_hh`` to the nearest bfloat16,
+            which has 8 significant bits; biases, state and arithmetic stay float32. The snapshot
+            takes half the memory, and a step of one row, which at ``hidden_size`` >= 256 waits for
+            its weights, 0.55 of the time with AVX-512, 0.7 with AVX2; four rows or more gain
+            nothing.
+            y is that of a layer with rounded weights, bit for bit. In 200 steps of standard normal
+            input, freshly drawn LSTM and GRU layers with ``(I, H)`` = (256, 256) and (256, 512)
+            came out at most 0.0064 away from float32 weights.
 
         Returns
         -------

@@ -361,6 +361,33 @@ mod tests {
     }
 
     #[test]
+    fn panels_of_pairs_hold_two_rows_in_one() {
+        let watch = Watch::unattended();
+        let team = Team::assemble(1, &watch);
+        let level = Level::named("portable").unwrap();
+        let (hidden, lanes) = (6, 4);
+        for depth in [1, 8, 9] {
+            let weights = matrix(3 * hidden, depth);
+            let pack = |storage| {
+                let (sizes, level) = ((hidden, depth), (level, lanes));
+                Panels::by_unit(&team, &weights, &[0, 2], sizes, level, (2, storage)).unwrap()
+            };
+            let (own, short) = (pack(Storage::Own), pack(Storage::Bfloat16));
+            assert!(short.is_short() && !own.is_short());
+            assert_eq!((short.depth(), short.count()), (depth, own.count()));
+            let width = own.row_len(0);
+            let rows: Vec<&[f32]> = own.values.chunks(width).collect();
+            for (k, pairs) in short.values.chunks(width).enumerate() {
+                for (n, pair) in pairs.iter().enumerate() {
+                    let high = rows.get(2 * k + 1).map_or(0.0, |row| row[n]);
+                    assert_eq!(pair.to_bits(), f32::pair(rows[2 * k][n], high).to_bits());
+                }
+            }
+            assert_eq!(short.values.len(), depth.div_ceil(2) * width);
+        }
+    }
+
+    #[test]
     fn columns_stand_in_panels_of_vectors() {
         let watch = Watch::unattended();
         let team = Team::assemble(2, &watch);

@@ -598,3 +598,103 @@ fn interleaving_takes_lanes_in_turn() {
     check::<f32>();
     check::<f64>();
 }
+
+/// What pairs hold: the low numbers, then the high ones.
+struct Unpair<'a, E>(&'a [E]);
+
+impl<E: Element> Kernel<E> for Unpair<'_, E> {
+    type Output = [Vec<E>; 2];
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) -> Self::Output {
+        let mut both = [const { Vec::new() }; 2];
+        for pairs in self.0.chunks(S::LANES) {
+            let (low, high) = s.load_partial(pairs).unpair();
+            for (numbers, half) in both.iter_mut().zip([low, high]) {
+                let mut lanes = vec![E::ZERO; S::LANES];
+                half.store(&mut lanes);
+                numbers.extend_from_slice(&lanes[..pairs.len()]);
+            }
+        }
+        both
+    }
+}
+
+fn pairs_hold_rounded_numbers<E: Scalar>() {
+    let half = size_of::<E>() as u32 * 4;
+    // The neighbours of a number whose lower half is 0, and what lies between them.
+    let rounded = |x: E| {
+        let below = x.bits() >> half << half;
+        let [below, above] = [below, below + (1 << half)].map(E::of_bits);
+        // Exact, or so large that infinity, which counts as the next power of two, is no nearer.
+        let distances = [x.to_f64() - below.to_f64(), above.to_f64() - x.to_f64()].map(f64::abs);
+        let even = if below.bits() >> half & 1 == 0 {
+            below
+        } else {
+            above
+        };
+        match distances {
+            _ if x == below || x.to_f64().is_nan() => x,
+            [a, b] if a < b => below,
+            [a, b] if a > b => above,
+            _ => even,
+        }
+    };
+    let mut low: Vec<E> = numbers::<E>();
+    for x in low.clone().into_iter().filter(|x| x.to_f64().is_finite()) {
+        let middle = x.bits() >> half << half | 1 << (half - 1);
+        low.extend([middle - 1, middle, middle + 1, middle + (1 << half)].map(E::of_bits));
+    }
+    let high: Vec<E> = low.iter().rev().copied().collect();
+    let pairs: Vec<E> = low
+        .iter()
+        .zip(&high)
+        .map(|(&low, &high)| E::pair(low, high))
+        .collect();
+    for level in Level::available() {
+        let both = E::dispatch(level, Unpair(&pairs));
+        for (got, from) in both.into_iter().zip([&low, &high]) {
+            for (&got, &x) in got.iter().zip(from) {
+                assert_same(got, rounded(x), &|| {
+                    format!("half of {x:?} on {}", level.name())
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_hold_rounded_numbers_f32() {
+    pairs_hold_rounded_numbers::<f32>();
+}
+
+#[test]
+fn pairs_hold_rounded_numbers_f64() {
+    pairs_hold_rounded_numbers::<f64>();
+}
+
+#[test]
+fn the_half_of_a_float32_is_a_bfloat16() {
+    for (bits, expected) in [
+        (0x3f80_0000, 0x3f80_u32), // 1
+        (0x3f80_8000, 0x3f80),     // a tie: 1 is even
+        (0x3f80_8001, 0x3f81),
+        (0x3f81_8000, 0x3f82), // a tie: the next one is even
+        (0xbf81_7fff, 0xbf81),
+        (0x3fff_8000, 0x4000), // carries into the exponent
+        (0x8000_0000, 0x8000), // -0
+        (0x0000_0001, 0x0000), // subnormals
+        (0x0000_8001, 0x0001),
+        (0x807f_ffff, 0x8080),
+        (0x7f7f_7fff, 0x7f7f), // the largest that stays finite
+        (0x7f7f_ffff, 0x7f80), // the largest of float32
+        (0xff80_0000, 0xff80), // -infinity
+        (0x7f80_0001, 0x7fc0), // NaNs whose upper half is infinity's, or all ones
+        (0xffff_ffff, 0xffff),
+    ] {
+        let pair = f32::pair(f32::from_bits(bits), 1.0).to_bits();
+        assert_eq!(pair, 0x3f80_0000 | expected, "{bits:#x}");
+        let pair = f32::pair(-2.0, f32::from_bits(bits)).to_bits();
+        assert_eq!(pair, expected << 16 | 0xc000, "{bits:#x}");
+    }
+}
