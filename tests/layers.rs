@@ -951,6 +951,7 @@ fn a_stopped_run_leaves_the_frozen_state() {
             &problem,
             &arrays,
             &Setup::plain(level).execution(Watch::unattended()),
+            Storage::Own,
         );
         let before = frozen.state().expect("the state");
         let poll = || true;

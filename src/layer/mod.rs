@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `config.rs` | what a layer is: cell, sizes, options, the shapes of its parameters |
 //! | `weights.rs` | one direction's parameters, packed for forward and for backward |
-//! | `forward.rs` | one share of rows of one direction, forward over a range of steps |
-//! | `backward.rs` | the same share, back over the same steps, directly mirroring it |
+//! | `forward/` | one share of rows of one direction, forward over a range of steps |
+//! | `backward/` | the same share, back over the same steps, directly mirroring it |
 //! | `products.rs` | what has no recursion: dW, dU, db and dx of a chunk of steps |
 //! | `dropout.rs` | the counter-based masks |
 //! | `merge.rs` | two directions into one sequence, and back; between packed and the caller's layout |

@@ -1,0 +1,550 @@
+//! One step of a share: its products, tile by tile, or several panels at a time for a single row.
+
+use std::ops::Range;
+
+use super::results::{FinishTile, Results, load_slots};
+use crate::cell::{Cell, MAX_SLOTS, Slots};
+use crate::error::Result;
+use crate::gemm::kernel::{Begin, Joint, Product, Rows, Term, max_rows, multiply};
+use crate::gemm::pack::Panels;
+use crate::gemm::relay::RelayEnd;
+use crate::gemm::row::add_panels;
+use crate::gemm::view::Block;
+use crate::layer::weights::{ForwardWeights, blocks_per_panel};
+use crate::parallel::Meter;
+use crate::simd::{Element, Simd, Vector};
+
+/// How a share's units lie in panels.
+#[derive(Clone, Copy)]
+pub(super) struct Tiling {
+    /// The panels of this share.
+    pub(super) first: usize,
+    pub(super) end: usize,
+    /// Blocks of units in a panel; the last panel of a layer may have fewer.
+    pub(super) blocks: usize,
+    /// Values of the bias of a panel.
+    pub(super) bias_len: usize,
+}
+
+impl Tiling {
+    pub(super) fn of<C: Cell, S: Simd<E>, E: Element>(units: &Range<usize>) -> Self {
+        let blocks = blocks_per_panel(C::SLOTS);
+        let per_panel = blocks * S::LANES;
+        assert!(units.start.is_multiple_of(per_panel));
+        Self {
+            first: units.start / per_panel,
+            end: units.end.div_ceil(per_panel),
+            blocks,
+            bias_len: blocks * C::SLOTS * S::LANES,
+        }
+    }
+}
+
+/// Panels that a single row takes at once: 8 or more independent sums hide the latency of a
+/// multiply-add, and 16 registers hold no more than 12.
+///
+/// Three slots on 32 registers are two: 6 sums of 16 lanes, a panel fewer to read at once. And a level
+/// that does not fuse is not there for speed: one, for the sake of the module's size.
+const fn panels_at_once<E: Element, S: Simd<E>, C: Cell>() -> usize {
+    if !S::FUSED {
+        1
+    } else if C::INPUT >= 4 || (C::INPUT >= 3 && S::REGISTERS >= 32) {
+        2
+    } else {
+        4
+    }
+}
+
+/// Where the sums of a step come from.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'s, E> {
+    /// x of the step's rows, [rows, I]: W x is still to be multiplied.
+    Rows(&'s [E]),
+    /// W x + bias of a chunk, [panels, chunk rows, slots of x, lanes]: the step's first row in it, and
+    /// the rows of the chunk.
+    Ahead(&'s [E], usize, usize),
+}
+
+/// Everything that the steps of a share read and write.
+pub(super) struct Step<'s, E, C> {
+    pub(super) cell: C,
+    pub(super) tiling: Tiling,
+    pub(super) weights: &'s ForwardWeights<E>,
+    pub(super) features: usize,
+    pub(super) hidden: usize,
+    pub(super) sums: &'s mut [E],
+    pub(super) pending: &'s mut [E],
+    pub(super) results: Results<'s, E>,
+    pub(super) meter: &'s Meter<'s>,
+}
+
+/// What a pass multiplies, and what it leaves for the next one.
+struct Operands<'r, E> {
+    /// x, or W x.
+    input: Input<'r, E>,
+    /// [rows, H] m*h', or r*m*h' in the second stage.
+    recurrent: &'r [E],
+    /// [rows, units of this share] m*h; or r*m*h' in the first stage of two.
+    next: Block<'r, E>,
+}
+
+/// What a pass over the units does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Everything.
+    Only,
+    /// Of a cell with its reset before the product: the gates, and r*h'.
+    Gates,
+    /// Then the candidate, and the new state.
+    Candidate,
+}
+
+impl<E: Element, C: Cell> Step<'_, E, C> {
+    /// One step of all rows that are there.
+    #[inline(always)]
+    pub(super) fn run<S: Simd<E>>(
+        &mut self,
+        s: S,
+        input: Input<'_, E>,
+        operand: &mut RelayEnd<'_, E>,
+        reset_operand: &mut Option<RelayEnd<'_, E>>,
+    ) -> Result<()> {
+        let rows = self.results.strips.rows();
+        let (recurrent, next) = operand.sides(rows);
+        if C::CANDIDATE.is_empty() {
+            self.pass(
+                s,
+                Stage::Only,
+                Operands {
+                    input,
+                    recurrent,
+                    next,
+                },
+            )?;
+        } else {
+            let relay = reset_operand
+                .as_mut()
+                .expect("a reset stage has an operand");
+            let (_, product) = relay.sides(rows);
+            self.pass(
+                s,
+                Stage::Gates,
+                Operands {
+                    input,
+                    recurrent,
+                    next: product,
+                },
+            )?;
+            relay.turn()?;
+            let (recurrent, _) = relay.sides(rows);
+            self.pass(
+                s,
+                Stage::Candidate,
+                Operands {
+                    input,
+                    recurrent,
+                    next,
+                },
+            )?;
+        }
+        operand.turn()
+    }
+
+    /// Loops 2 and 3.
+    #[inline(always)]
+    fn pass<S: Simd<E>>(
+        &mut self,
+        s: S,
+        stage: Stage,
+        mut operands: Operands<'_, E>,
+    ) -> Result<()> {
+        let rows = self.results.strips.rows();
+        let Tiling {
+            first, end, blocks, ..
+        } = self.tiling;
+        let slots = match stage {
+            Stage::Candidate => C::CANDIDATE.len(),
+            _ => C::SLOTS,
+        };
+        let work = blocks * slots * S::LANES * (self.features + self.hidden);
+        if rows == 1 || self.weights.is_short() {
+            let mut panel = first;
+            while panel < end {
+                let mut count = 0;
+                for r in 0..rows {
+                    count = self.row(s, (r, panel), stage, &mut operands);
+                }
+                panel += count;
+                self.meter.spend(rows * count * work)?;
+            }
+            return Ok(());
+        }
+        let most = max_rows(S::REGISTERS, blocks * C::INPUT.max(C::RECURRENT.len()));
+        for panel in first..end {
+            for tile in tiles(rows, most) {
+                self.tile(s, panel, tile, stage, &mut operands);
+            }
+            self.meter.spend(rows * work)?;
+        }
+        Ok(())
+    }
+
+    // ---- One row -----------------------------------------------------------------------------------
+
+    /// Row `r` of some panels from `panel` on; gives how many, which is the same for every row.
+    #[inline(always)]
+    fn row<S: Simd<E>>(
+        &mut self,
+        s: S,
+        (r, panel): (usize, usize),
+        stage: Stage,
+        operands: &mut Operands<'_, E>,
+    ) -> usize {
+        let left = self.tiling.end - panel;
+        // The last panel of a cell with one slot may have fewer blocks.
+        let whole = self.blocks(self.tiling.end - 1) == self.tiling.blocks;
+        let full = if whole { left } else { left - 1 };
+        macro_rules! rows {
+            ($blocks:literal) => {
+                if panels_at_once::<E, S, C>() >= 4 && full >= 4 {
+                    self.row_of::<S, 4, $blocks>(s, (r, panel), stage, operands)
+                } else if panels_at_once::<E, S, C>() >= 2 && full >= 2 {
+                    self.row_of::<S, 2, $blocks>(s, (r, panel), stage, operands)
+                } else {
+                    self.row_of::<S, 1, $blocks>(s, (r, panel), stage, operands)
+                }
+            };
+        }
+        if C::SLOTS == 1 && full > 0 {
+            rows!(2)
+        } else {
+            rows!(1)
+        }
+    }
+
+    /// Row `r` of Q panels of B blocks each.
+    #[inline(always)]
+    fn row_of<S: Simd<E>, const Q: usize, const B: usize>(
+        &mut self,
+        s: S,
+        (r, panel): (usize, usize),
+        stage: Stage,
+        operands: &mut Operands<'_, E>,
+    ) -> usize {
+        let mut sums = [[s.splat(E::ZERO); MAX_SLOTS]; Q];
+        let Tiling {
+            first: first_panel,
+            end,
+            bias_len,
+            ..
+        } = self.tiling;
+        let local = panel - first_panel;
+        for q in 0..Q {
+            let (from, at) = if stage == Stage::Candidate {
+                (&*self.pending, r * (end - first_panel) + local + q)
+            } else {
+                (&*self.weights.bias, panel + q)
+            };
+            let slots = side_by_side::<B>(0..C::SLOTS);
+            let begin = &from[at * bias_len..][..slots.len() * S::LANES];
+            for slot in slots {
+                sums[q][slot] = s.load(&begin[slot * S::LANES..]);
+            }
+        }
+        let (input, slots, panels) = match stage {
+            Stage::Candidate => (None, C::CANDIDATE, self.weights.candidate.as_ref()),
+            _ => (
+                Some(operands.input),
+                C::RECURRENT,
+                Some(&self.weights.recurrent),
+            ),
+        };
+        let fed = side_by_side::<B>(0..C::INPUT);
+        match input {
+            None => {}
+            Some(Input::Rows(x)) => {
+                let weights = (&self.weights.input, panel);
+                let x = &x[r * self.features..];
+                add_panels(s, &mut sums, fed, x, weights);
+            }
+            Some(Input::Ahead(chunk, first, total)) => {
+                let width = fed.len() * S::LANES;
+                for q in 0..Q {
+                    let before = (local + q) * total * C::INPUT * self.tiling.blocks;
+                    let from = &chunk[before * S::LANES + (first + r) * width..][..width];
+                    for slot in 0..fed.len() {
+                        sums[q][slot] = s.load(&from[slot * S::LANES..]);
+                    }
+                }
+            }
+        }
+        let panels = panels.expect("a second stage has weights");
+        let fed = side_by_side::<B>(slots);
+        let recurrent = &operands.recurrent[r * self.hidden..];
+        add_panels(s, &mut sums, fed, recurrent, (panels, panel));
+        // No closures: they are not inlined with their caller's instructions.
+        let first = local * self.tiling.blocks * S::LANES;
+        let per_panel = self.tiling.blocks * S::LANES;
+        if stage == Stage::Gates {
+            for q in 0..Q {
+                self.reset(s, (r, first + q * per_panel), sums[q], operands);
+            }
+        } else if B == 2 {
+            for q in 0..Q {
+                let unit = first + q * per_panel;
+                let places = [(r, unit), (r, unit + S::LANES)];
+                let mut second = sums[q];
+                second[0] = sums[q][1];
+                let pre = [sums[q], second];
+                self.results
+                    .finish(s, self.cell, places, pre, &mut operands.next);
+            }
+        } else if Q == 1 {
+            self.results
+                .finish(s, self.cell, [(r, first)], [sums[0]], &mut operands.next);
+        } else {
+            for q in 0..Q / 2 {
+                let unit = first + 2 * q * per_panel;
+                let places = [(r, unit), (r, unit + per_panel)];
+                let pre = [sums[2 * q], sums[2 * q + 1]];
+                self.results
+                    .finish(s, self.cell, places, pre, &mut operands.next);
+            }
+        }
+        Q
+    }
+
+    // ---- Several rows ------------------------------------------------------------------------------
+
+    /// Some rows of one panel.
+    #[inline(always)]
+    fn tile<S: Simd<E>>(
+        &mut self,
+        s: S,
+        panel: usize,
+        rows: Range<usize>,
+        stage: Stage,
+        operands: &mut Operands<'_, E>,
+    ) {
+        let blocks = self.blocks(panel);
+        let per_panel = self.tiling.bias_len;
+        let row_len = blocks * C::SLOTS * S::LANES;
+        let local = panel - self.tiling.first;
+        let bias = &self.weights.bias[panel * per_panel..];
+        if stage == Stage::Candidate {
+            self.candidate(s, panel, &rows, operands.recurrent);
+        } else if C::INPUT == C::RECURRENT.len() {
+            let joint = match C::RECURRENT.start {
+                0 => Joint::Add,
+                _ => Joint::Shift(&bias[C::INPUT * S::LANES..]),
+            };
+            let width = blocks * C::INPUT * S::LANES;
+            let a = rows_from(operands.recurrent, rows.start, self.hidden);
+            let recurrent = term(joint, &self.weights.recurrent, panel, a, width);
+            let nothing = Term {
+                depth: 0,
+                joint: Joint::Add,
+                ..recurrent
+            };
+            let (begin, input) = match operands.input {
+                Input::Rows(x) => {
+                    let a = rows_from(x, rows.start, self.features);
+                    let input = term(Joint::Add, &self.weights.input, panel, a, width);
+                    (Begin::Rows(bias, 0), input)
+                }
+                Input::Ahead(chunk, first, total) => {
+                    let before = local * total * self.tiling.blocks * C::INPUT * S::LANES;
+                    let from = &chunk[before + (first + rows.start) * width..];
+                    (Begin::Rows(from, width), nothing)
+                }
+            };
+            multiply(
+                s,
+                Product {
+                    rows: rows.len(),
+                    vectors: blocks * C::INPUT,
+                    begin,
+                    terms: &[input, recurrent],
+                    sums: self.sums,
+                    sums_stride: row_len,
+                },
+            );
+        } else {
+            self.uneven(s, panel, &rows, operands);
+        }
+        if stage == Stage::Gates {
+            for r in 0..rows.len() {
+                let pre = load_slots(s, C::SLOTS, &self.sums[r * row_len..]);
+                self.reset(s, (rows.start + r, local * S::LANES), pre, operands);
+            }
+            return;
+        }
+        for b in 0..blocks {
+            s.enter(FinishTile {
+                cell: self.cell,
+                results: &mut self.results,
+                next: &mut operands.next,
+                sums: &self.sums[b * C::SLOTS * S::LANES..],
+                row_len,
+                rows: rows.clone(),
+                unit: (local * self.tiling.blocks + b) * S::LANES,
+            });
+        }
+    }
+
+    /// Blocks of units in a panel.
+    #[inline(always)]
+    fn blocks(&self, panel: usize) -> usize {
+        self.weights.recurrent.vectors(panel) / C::RECURRENT.len()
+    }
+
+    /// Between the stages: gates are activated and wait in `pending`; r*m*h' is complete once every
+    /// worker has been here. A cell with two stages has one block of units in a panel.
+    #[inline(always)]
+    fn reset<S: Simd<E>>(
+        &mut self,
+        s: S,
+        (r, unit): (usize, usize),
+        pre: Slots<S::V>,
+        operands: &mut Operands<'_, E>,
+    ) {
+        let row = &operands.recurrent[r * self.hidden..(r + 1) * self.hidden];
+        let h = s.load_partial(&row[self.tiling.first * S::LANES + unit..]);
+        let (slots, product) = self.cell.reset(s, pre, h);
+        operands.next.store(s, r, 0, unit, product);
+        let pending = r * (self.tiling.end - self.tiling.first) * S::LANES + unit;
+        for slot in 0..C::SLOTS {
+            slots[slot].store(&mut self.pending[pending * C::SLOTS + slot * S::LANES..]);
+        }
+    }
+
+    /// The sums of a cell whose x and h' feed different numbers of slots: product after product.
+    #[inline(always)]
+    fn uneven<S: Simd<E>>(
+        &mut self,
+        s: S,
+        panel: usize,
+        rows: &Range<usize>,
+        operands: &Operands<'_, E>,
+    ) {
+        let row_len = C::SLOTS * S::LANES;
+        let bias = &self.weights.bias[panel * row_len..][..row_len];
+        for r in 0..rows.len() {
+            self.sums[r * row_len..][..row_len].copy_from_slice(bias);
+        }
+        let width = C::INPUT * S::LANES;
+        match operands.input {
+            Input::Rows(x) => {
+                let a = rows_from(x, rows.start, self.features);
+                let input = term(Joint::Add, &self.weights.input, panel, a, width);
+                add_product(s, input, (rows.len(), C::INPUT), (self.sums, row_len));
+            }
+            Input::Ahead(chunk, first, total) => {
+                let before = (panel - self.tiling.first) * total * width;
+                for r in 0..rows.len() {
+                    let from = &chunk[before + (first + rows.start + r) * width..][..width];
+                    self.sums[r * row_len..][..width].copy_from_slice(from);
+                }
+            }
+        }
+        let fed = C::RECURRENT.len();
+        let a = rows_from(operands.recurrent, rows.start, self.hidden);
+        let recurrent = term(
+            Joint::Add,
+            &self.weights.recurrent,
+            panel,
+            a,
+            fed * S::LANES,
+        );
+        let sums = &mut self.sums[C::RECURRENT.start * S::LANES..];
+        add_product(s, recurrent, (rows.len(), fed), (sums, row_len));
+    }
+
+    /// The sums of the second stage: where the first left them, and U (r*m*h').
+    #[inline(always)]
+    fn candidate<S: Simd<E>>(&mut self, s: S, panel: usize, rows: &Range<usize>, operand: &[E]) {
+        let row_len = C::SLOTS * S::LANES;
+        let panels = self.tiling.end - self.tiling.first;
+        for r in 0..rows.len() {
+            let row = (rows.start + r) * panels + panel - self.tiling.first;
+            let from = &self.pending[row * row_len..][..row_len];
+            self.sums[r * row_len..][..row_len].copy_from_slice(from);
+        }
+        let weights = self
+            .weights
+            .candidate
+            .as_ref()
+            .expect("a second stage has weights");
+        let fed = C::CANDIDATE.len();
+        let a = rows_from(operand, rows.start, self.hidden);
+        let product = term(Joint::Add, weights, panel, a, fed * S::LANES);
+        let sums = &mut self.sums[C::CANDIDATE.start * S::LANES..];
+        add_product(s, product, (rows.len(), fed), (sums, row_len));
+    }
+}
+
+/// A product with one panel.
+#[inline(always)]
+pub(super) fn term<'a, E: Element>(
+    joint: Joint<'a, E>,
+    panels: &'a Panels<E>,
+    panel: usize,
+    a: Rows<'a, E>,
+    width: usize,
+) -> Term<'a, E> {
+    Term {
+        joint,
+        depth: panels.depth(),
+        a,
+        panel: panels.from_panel(panel),
+        panel_stride: width as isize,
+    }
+}
+
+/// Cuts `rows` into tiles of at most `most` rows, as even as can be.
+#[inline(always)]
+pub(in crate::layer) fn tiles(
+    rows: usize,
+    most: usize,
+) -> impl Iterator<Item = Range<usize>> + Clone {
+    let count = rows.div_ceil(most);
+    (0..count).map(move |k| rows * k / count..rows * (k + 1) / count)
+}
+
+/// The rows of [rows, width] from `row` on.
+#[inline(always)]
+pub(super) fn rows_from<E>(values: &[E], row: usize, width: usize) -> Rows<'_, E> {
+    Rows {
+        values: &values[row * width..],
+        row_stride: width,
+        depth_stride: 1,
+    }
+}
+
+/// The vectors of a panel row: B blocks of a cell with one slot stand side by side as the slots of any
+/// other cell do.
+#[inline(always)]
+fn side_by_side<const B: usize>(slots: Range<usize>) -> Range<usize> {
+    slots.start..(slots.end * B).min(MAX_SLOTS)
+}
+
+/// sums += one product, in place.
+#[inline(always)]
+fn add_product<E: Element, S: Simd<E>>(
+    s: S,
+    term: Term<'_, E>,
+    (rows, vectors): (usize, usize),
+    (sums, sums_stride): (&mut [E], usize),
+) {
+    multiply(
+        s,
+        Product {
+            rows,
+            vectors,
+            begin: Begin::Sums,
+            terms: &[term],
+            sums,
+            sums_stride,
+        },
+    );
+}
