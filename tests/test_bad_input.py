@@ -641,13 +641,13 @@ def test_bad_freeze(cell: Any) -> None:
         refused(
             error, "batch_size", "positive", repr(value), lambda v=value: layer.freeze(batch_size=v)
         )
-    for value in ("int8", "BFLOAT16", b"bfloat16", 16, ["bfloat16"], np.array(["bfloat16"])):
+    for weights in ("int8", "BFLOAT16", b"bfloat16", 16, ["bfloat16"], np.array(["bfloat16"])):
         refused(
             ValueError,
             "weights",
             'None (the layer\'s own float32) or "bfloat16"',
-            repr(value),
-            lambda v=value: layer.freeze(weights=v),
+            repr(weights),
+            lambda w=weights: layer.freeze(weights=w),
         )
     double = cell(I, H, dtype="float64")
     expected = "None (the layer's own float64)"
