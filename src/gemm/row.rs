@@ -222,7 +222,7 @@ pub struct GateProduct<'a, E> {
     pub stride: usize,
     /// How many columns.
     pub columns: usize,
-    /// [columns], and room up to a whole vector; [G, that] when the matrix is streamed.
+    /// `[columns]`, and room up to a whole vector; [G, that] when the matrix is streamed.
     pub sums: &'a mut [E],
 }
 
