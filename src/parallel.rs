@@ -41,7 +41,8 @@ pub struct Watch<'a> {
     poll: Option<&'a dyn Fn() -> bool>,
     caller: ThreadId,
     stopped: AtomicBool,
-    /// Multiply-adds of meters that ended before their next look: short shares must not go unwatched.
+    /// Multiply-adds since the calling thread asked last, by meters that have reported: neither short
+    /// shares nor shares of other threads must go unwatched.
     unwatched: AtomicI64,
 }
 
@@ -86,6 +87,14 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// As [`Self::check`] if much has been done since the last look, and nothing otherwise.
+    fn settle(&self) -> Result<()> {
+        if self.unwatched.load(Ordering::Relaxed) < METER {
+            return Ok(());
+        }
+        self.check()
+    }
+
     /// A meter for one worker, so that it looks at the watch by work done and not by steps.
     pub fn meter(&self) -> Meter<'_> {
         let left = METER - self.unwatched.load(Ordering::Relaxed).min(METER);
@@ -113,18 +122,23 @@ impl Meter<'_> {
         if self.left.get() > 0 {
             return Ok(());
         }
+        self.report();
         self.left.set(METER);
         self.counted.set(METER);
         self.watch.check()
+    }
+
+    fn report(&self) {
+        if self.watch.poll.is_some() {
+            let spent = self.counted.get() - self.left.get();
+            self.watch.unwatched.fetch_add(spent, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for Meter<'_> {
     fn drop(&mut self) {
-        if self.watch.poll.is_some() {
-            let spent = self.counted.get() - self.left.get();
-            self.watch.unwatched.fetch_add(spent, Ordering::Relaxed);
-        }
+        self.report();
     }
 }
 
@@ -207,12 +221,16 @@ impl<'w> Team<'w> {
             }
         };
         pool.run(self.size.min(count), self.watch, &turn);
-        match lock(&failure).take() {
-            Some(error) => Err(error),
-            // Nobody may have heard it: the caller asks also while it waits, and shares may be short.
-            None if self.watch.stopped.load(Ordering::Relaxed) => Err(Error::Interrupted),
-            None => Ok(()),
+        if let Some(error) = lock(&failure).take() {
+            return Err(error);
         }
+        // Workers may have taken every share before this thread got its core back.
+        self.watch.settle()?;
+        // Nobody may have heard it: the caller asks also while it waits, and shares may be short.
+        if self.watch.stopped.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        Ok(())
     }
 }
 
@@ -548,5 +566,27 @@ mod tests {
             }
         });
         assert_eq!(result, Err(Error::Interrupted));
+    }
+
+    #[test]
+    fn the_caller_asks_after_much_work_of_others() {
+        let asked = Cell::new(0);
+        let poll = || {
+            asked.set(asked.get() + 1);
+            false
+        };
+        let watch = Watch::new(&poll);
+        let work = |amount: i64| {
+            thread::scope(|scope| {
+                scope.spawn(|| watch.meter().spend(amount as usize));
+            });
+            watch.settle()
+        };
+        assert_eq!(work(METER - 1), Ok(()));
+        assert_eq!(asked.get(), 0);
+        assert_eq!(work(2 * METER), Ok(()));
+        assert_eq!(asked.get(), 1);
+        assert_eq!(work(METER - 1), Ok(()));
+        assert_eq!(asked.get(), 1);
     }
 }
