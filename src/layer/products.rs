@@ -138,12 +138,15 @@ fn is_direct<E>(rows: usize, extent: Extent) -> bool {
     rows * extent.slots * extent.hidden * size_of::<E>() <= DIRECT_BYTES
 }
 
-/// Neighbouring slots whose rows of the weights are neighbours too: (slots, first gate), by gate.
+/// Neighbouring slots whose rows of the weights are neighbours too, and that are all or none of them on
+/// the input side: (slots, first gate).
 fn runs(spec: &Spec, slots: Range<usize>) -> Vec<(Range<usize>, usize)> {
     let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
     for slot in slots {
         match runs.last_mut() {
-            Some((run, gate)) if spec.gate[slot] == *gate + run.len() => run.end = slot + 1,
+            Some((run, gate)) if slot != spec.input && spec.gate[slot] == *gate + run.len() => {
+                run.end = slot + 1;
+            }
             _ => runs.push((slot..slot + 1, spec.gate[slot])),
         }
     }
@@ -197,8 +200,9 @@ pub fn shares<'a, E: Element>(
             .into_iter()
             .map(|run| (run, false, chunk.reset_operand)),
     );
-    // By gate, so that each product takes the next rows of the weights.
-    products.sort_by_key(|((_, gate), is_input, _)| (!is_input, *gate));
+    // By gate, so that each product takes the next rows of its weights; dW and dU of a gate one after
+    // the other, because they often have the same dpre.
+    products.sort_by_key(|((_, gate), is_input, _)| (*gate, !is_input));
     let (mut weight_ih, mut weight_hh) = (params.weight_ih, params.weight_hh);
     for ((slots, _), is_input, right) in products {
         let (rest, n) = if is_input {
