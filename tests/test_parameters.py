@@ -676,7 +676,7 @@ def test_the_state_of_masks() -> None:
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (2, 0, 4), (7, 1, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_arrays_on_a_line(shape, dtype):
+def test_arrays_on_a_line(shape: tuple[int, ...], dtype: str) -> None:
     fresh = empty_on_line(shape, dtype)
     assert fresh.shape == shape
     assert fresh.dtype == dtype
@@ -685,7 +685,7 @@ def test_arrays_on_a_line(shape, dtype):
     assert fresh.size == 0 or fresh.ctypes.data % 64 == 0
 
 
-def test_only_what_is_off_the_line_or_locked_is_copied():
+def test_only_what_is_off_the_line_or_locked_is_copied() -> None:
     array = empty_on_line((4, 4), "float32")
     array[...] = np.arange(16).reshape(4, 4)
     assert on_line(array) is array

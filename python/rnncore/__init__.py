@@ -31,6 +31,7 @@ from rnncore.pooling import Pooling
 from rnncore.schedules import CosineLR, ReduceLROnPlateau, StepLR, WarmupLR
 from rnncore.sequential import Sequential
 from rnncore.serialization import load, save
+from rnncore.training import History, evaluate, fit, predict
 
 __all__ = [
     "GRU",
@@ -46,6 +47,7 @@ __all__ = [
     "Embedding",
     "Frozen",
     "Gradients",
+    "History",
     "Linear",
     "Parameters",
     "Pooling",
@@ -59,6 +61,8 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "clip_grad_value",
+    "evaluate",
+    "fit",
     "get_level",
     "get_num_threads",
     "huber",
@@ -66,6 +70,7 @@ __all__ = [
     "load",
     "mean_absolute_error",
     "mean_squared_error",
+    "predict",
     "save",
     "set_level",
     "set_num_threads",
