@@ -263,6 +263,8 @@ MAY_IMPORT = {
     "pooling": {"parameters", "protocol", "ragged", "tape"},
     "serialization": {"_core", "parameters"},
     "sequential": {"parameters", "protocol", "serialization", "tape"},
+    "decoding": {"parameters"},
+    "encoder_decoder": {"decoding", "parameters", "protocol", "sequential", "tape"},
     "batches": {"parameters"},
     "training": {"batches", "losses", "optimizers", "parameters", "schedules", "serialization"},
 }

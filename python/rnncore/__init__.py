@@ -14,8 +14,10 @@ from rnncore._core import (
 )
 from rnncore.config import set_level, show_config
 from rnncore.conv1d import Conv1d
+from rnncore.decoding import Hypothesis, beam_search, generate, sample
 from rnncore.dropout import Dropout
 from rnncore.embedding import Embedding
+from rnncore.encoder_decoder import EncoderDecoder
 from rnncore.layers import GRU, LSTM, MGU, RNN, Gradients, Tape
 from rnncore.linear import Linear
 from rnncore.losses import (
@@ -45,9 +47,11 @@ __all__ = [
     "CosineLR",
     "Dropout",
     "Embedding",
+    "EncoderDecoder",
     "Frozen",
     "Gradients",
     "History",
+    "Hypothesis",
     "Linear",
     "Parameters",
     "Pooling",
@@ -58,11 +62,13 @@ __all__ = [
     "Tape",
     "WarmupLR",
     "__version__",
+    "beam_search",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "clip_grad_value",
     "evaluate",
     "fit",
+    "generate",
     "get_level",
     "get_num_threads",
     "huber",
@@ -71,6 +77,7 @@ __all__ = [
     "mean_absolute_error",
     "mean_squared_error",
     "predict",
+    "sample",
     "save",
     "set_level",
     "set_num_threads",
