@@ -265,6 +265,20 @@ MAY_IMPORT = {
     "sequential": {"parameters", "protocol", "serialization", "tape"},
     "batches": {"parameters"},
     "training": {"batches", "losses", "optimizers", "parameters", "schedules", "serialization"},
+    "cases": {"batches", "parameters"},
+    "sklearn": {
+        "cases",
+        "dropout",
+        "layers",
+        "linear",
+        "losses",
+        "optimizers",
+        "parameters",
+        "pooling",
+        "schedules",
+        "sequential",
+        "training",
+    },
 }
 
 
