@@ -256,6 +256,14 @@ def test_class_weights_are_case_weights() -> None:
     assert_allclose(balanced.predict_proba(X).sum(axis=1), 1.0)
 
 
+def test_batches_of_light_cases_make_light_steps() -> None:
+    X = np.random.default_rng(0).standard_normal((60, 5, 2))  # says nothing of y
+    y = np.arange(60) % 6 == 0
+    weights = np.where(y, 1000.0, 1.0)
+    options = SMALL | {"max_iter": 10, "batch_size": 4}  # most batches have no heavy case
+    assert RecurrentClassifier(**options).fit(X, y, weights).predict(X).mean() > 0.95
+
+
 @pytest.mark.parametrize("kind", [RecurrentClassifier, RecurrentRegressor])
 def test_a_case_without_weight_is_left_out(kind: Any) -> None:
     X, _ = waves()
