@@ -267,6 +267,20 @@ MAY_IMPORT = {
     "encoder_decoder": {"decoding", "parameters", "protocol", "sequential", "tape"},
     "batches": {"parameters"},
     "training": {"batches", "losses", "optimizers", "parameters", "schedules", "serialization"},
+    "cases": {"batches", "parameters"},
+    "sklearn": {
+        "cases",
+        "dropout",
+        "layers",
+        "linear",
+        "losses",
+        "optimizers",
+        "parameters",
+        "pooling",
+        "schedules",
+        "sequential",
+        "training",
+    },
 }
 
 
