@@ -277,6 +277,20 @@ MAY_IMPORT = {
         "schedules",
         "serialization",
     },
+    "cases": {"batches", "parameters"},
+    "sklearn": {
+        "cases",
+        "dropout",
+        "layers",
+        "linear",
+        "losses",
+        "optimizers",
+        "parameters",
+        "pooling",
+        "schedules",
+        "sequential",
+        "training",
+    },
 }
 
 
