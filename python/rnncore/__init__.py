@@ -12,6 +12,7 @@ from rnncore._core import (
     levels,
     set_num_threads,
 )
+from rnncore.augmentation import Compose, Jitter, Scaling, TimeWarp, WindowSlice
 from rnncore.config import set_level, show_config
 from rnncore.conv1d import Conv1d
 from rnncore.dropout import Dropout
@@ -40,21 +41,26 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Compose",
     "Conv1d",
     "CosineLR",
     "Dropout",
     "Embedding",
     "Frozen",
     "Gradients",
+    "Jitter",
     "Linear",
     "Parameters",
     "Pooling",
     "RMSprop",
     "ReduceLROnPlateau",
+    "Scaling",
     "Sequential",
     "StepLR",
     "Tape",
+    "TimeWarp",
     "WarmupLR",
+    "WindowSlice",
     "__version__",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
