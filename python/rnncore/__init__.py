@@ -15,6 +15,7 @@ from rnncore._core import (
 from rnncore.augmentation import Compose, Jitter, Scaling, TimeWarp, WindowSlice
 from rnncore.config import set_level, show_config
 from rnncore.conv1d import Conv1d
+from rnncore.diagnosis import Verdict, constant_loss, gradient_norms, k_fold, verdict
 from rnncore.dropout import Dropout
 from rnncore.embedding import Embedding
 from rnncore.layers import GRU, LSTM, MGU, RNN, Gradients, Tape
@@ -59,15 +60,19 @@ __all__ = [
     "StepLR",
     "Tape",
     "TimeWarp",
+    "Verdict",
     "WarmupLR",
     "WindowSlice",
     "__version__",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "clip_grad_value",
+    "constant_loss",
     "get_level",
     "get_num_threads",
+    "gradient_norms",
     "huber",
+    "k_fold",
     "levels",
     "load",
     "mean_absolute_error",
@@ -77,4 +82,5 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "softmax_cross_entropy",
+    "verdict",
 ]
