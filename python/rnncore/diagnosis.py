@@ -30,7 +30,7 @@ from .parameters import (
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Verdict", "constant_loss", "gradient_norms", "k_fold", "verdict"]
+__all__ = ["Curve", "Verdict", "constant_loss", "gradient_norms", "k_fold", "verdict"]
 
 Rows = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
 
@@ -273,6 +273,71 @@ def _entropy(shares: NDArray[Any]) -> NDArray[Any]:
     """Return -p log p, 0 where p is 0."""
     result: NDArray[Any] = -shares * np.log(np.where(shares > 0, shares, 1))
     return result
+
+
+# ---- Curves --------------------------------------------------------------------------------------
+
+
+class Curve(NamedTuple):
+    """Figures of training and validation at several values of something.
+
+    Attributes
+    ----------
+    name
+        Of what: "rows" (training rows) or the name of a setting.
+    values : (N,)
+        The values.
+    train, validation : (N, K)
+        A figure for each value and fold.
+    figure
+        What the figures are, such as "loss".
+    baseline
+        The figure of a constant guess; None if it is not known.
+    perfect
+        The figure of a model that could not be better.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    train: NDArray[np.float64]
+    validation: NDArray[np.float64]
+    figure: str = "loss"
+    baseline: float | None = None
+    perfect: float = 0.0
+
+    @property
+    def best(self) -> int:
+        """Which value has the validation figure nearest to the perfect one, in the mean."""
+        return int(np.argmin(abs(self.validation.mean(axis=1) - self.perfect)))
+
+    def verdicts(
+        self, baseline: float | None = None, *, poor: float = 0.5, gap: float = 0.1
+    ) -> list[Verdict]:
+        """Judge the mean figures at every value.
+
+        Parameters
+        ----------
+        baseline : default None
+            As for ``verdict``. None: that of the curve.
+        poor, gap : default 0.5 and 0.1
+            As for ``verdict``.
+
+        Returns
+        -------
+        list of Verdict
+            In the order of ``values``.
+
+        Raises
+        ------
+        ValueError
+            If no baseline is known.
+        """
+        base = self.baseline if baseline is None else baseline
+        means = zip(self.train.mean(axis=1), self.validation.mean(axis=1), strict=True)
+        return [
+            verdict(train, held, baseline=base, perfect=self.perfect, poor=poor, gap=gap)
+            for train, held in means
+        ]
 
 
 # ---- Folds ---------------------------------------------------------------------------------------
