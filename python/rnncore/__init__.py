@@ -4,6 +4,7 @@ The layers compute in the compiled module ``rnncore._core``; ``rnncore.reference
 mathematics in plain NumPy, written to be read.
 """
 
+from rnncore import diagnosis, plot
 from rnncore._core import (
     Frozen,
     __version__,
@@ -68,6 +69,7 @@ __all__ = [
     "clip_grad_norm",
     "clip_grad_value",
     "constant_loss",
+    "diagnosis",
     "get_level",
     "get_num_threads",
     "gradient_norms",
@@ -77,6 +79,7 @@ __all__ = [
     "load",
     "mean_absolute_error",
     "mean_squared_error",
+    "plot",
     "save",
     "set_level",
     "set_num_threads",

@@ -15,7 +15,7 @@ from ``rnncore.diagnosis`` or from a tape, and can be had without it. Needs the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .layers import GRU, LSTM, MGU, RNN
     from .training import History
 
-    AnyFigure: TypeAlias = Figure | SubFigure
+    Drawn = TypeVar("Drawn", bound=Figure | SubFigure)
 
 __all__ = ["gates", "gradient_lag", "learning_curve", "validation_curve"]
 
@@ -231,6 +231,7 @@ def _banded(curve: Curve, ax: Axes | None, label: str, places: NDArray[Any] | No
 # ---- Gates ---------------------------------------------------------------------------------------
 
 
+@overload
 def gates(
     source: Tape | SequentialTape | Mapping[str, Any],
     row: int = 0,
@@ -238,8 +239,27 @@ def gates(
     units: int | Sequence[int] | None = 32,
     parts: Sequence[str] | None = None,
     batch_first: bool | None = None,
-    figure: AnyFigure | None = None,
-) -> AnyFigure:
+    figure: None = None,
+) -> Figure: ...
+@overload
+def gates(
+    source: Tape | SequentialTape | Mapping[str, Any],
+    row: int = 0,
+    *,
+    units: int | Sequence[int] | None = 32,
+    parts: Sequence[str] | None = None,
+    batch_first: bool | None = None,
+    figure: Drawn,
+) -> Drawn: ...
+def gates(
+    source: Tape | SequentialTape | Mapping[str, Any],
+    row: int = 0,
+    *,
+    units: int | Sequence[int] | None = 32,
+    parts: Sequence[str] | None = None,
+    batch_first: bool | None = None,
+    figure: Figure | SubFigure | None = None,
+) -> Figure | SubFigure:
     """Draw every gate of one row as a heat map: steps to the right, units upwards.
 
     Gates, which lie between 0 (closed) and 1 (open), have one scale of colours; candidates and
@@ -310,7 +330,7 @@ def gates(
     panels = list(figure.axes)
     for kind, mappable in drawn.items():
         if mappable is not None:
-            figure.colorbar(mappable, ax=panels, label=kind, aspect=30)
+            figure.colorbar(mappable, ax=panels, label=kind, aspect=30, fraction=0.04, pad=0.01)
     return figure
 
 
