@@ -34,6 +34,7 @@ from rnncore.pooling import Pooling
 from rnncore.schedules import CosineLR, ReduceLROnPlateau, StepLR, WarmupLR
 from rnncore.sequential import Sequential
 from rnncore.serialization import load, save
+from rnncore.training import History, fit, predict
 
 __all__ = [
     "GRU",

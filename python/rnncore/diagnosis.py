@@ -9,7 +9,7 @@ gradient is left after k steps back through time. ``rnncore.plot`` draws all of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,13 +24,24 @@ from .parameters import (
     as_seed,
     as_size,
     as_text,
+    check_range,
     check_shape,
 )
+from .training import evaluate, fit
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Curve", "Verdict", "constant_loss", "gradient_norms", "k_fold", "verdict"]
+__all__ = [
+    "Curve",
+    "Verdict",
+    "constant_loss",
+    "gradient_norms",
+    "k_fold",
+    "learning_curve",
+    "validation_curve",
+    "verdict",
+]
 
 Rows = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
 
@@ -338,6 +349,287 @@ class Curve(NamedTuple):
             verdict(train, held, baseline=base, perfect=self.perfect, poor=poor, gap=gap)
             for train, held in means
         ]
+
+
+def learning_curve(
+    make_model: Callable[[], Any],
+    x: Any,
+    y: Any,
+    *,
+    sizes: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0),
+    folds: int | Iterable[tuple[ArrayLike, ArrayLike]] = 5,
+    lengths: ArrayLike | None = None,
+    metric: Callable[[Any, Any], float] | None = None,
+    baseline: float | None = None,
+    perfect: float | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Curve:
+    """Train on more and more rows, and see whether more data would help.
+
+    Every model is trained from the start by ``fit``, once for each size and fold. If the figure of
+    validation still gets better at the right end, more data will help; if both figures are poor
+    and close, they will not, and the model is too small.
+
+    Parameters
+    ----------
+    make_model
+        Called without arguments; returns a fresh model, or a pair of a model and a dict of options
+        for its ``fit``, such as ``{"optimizer": rc.AdamW(model, weight_decay=0.1)}``.
+    x, y
+        All data, as ``fit`` takes them.
+    sizes : default (0.2, 0.4, 0.6, 0.8, 1)
+        How many training rows: integers are rows, floats shares of a fold's training rows. The
+        rows of a size are also in every larger one.
+    folds : default 5
+        How many folds ``k_fold`` makes (stratified where y has one class for each row), or pairs of
+        row numbers (train, validation).
+    lengths : default None
+        As for ``fit``.
+    metric : default None
+        A callable (prediction, target) whose value is the figure, such as an accuracy. None: the
+        loss.
+    baseline : default None
+        The figure of a constant guess, for the verdicts. None: ``constant_loss`` of y, if the
+        figure is a loss that it knows and y has one target for each row; else not known.
+    perfect : default None
+        The figure of a model that could not be better. None: 0 for the loss, 1 for a metric.
+    seed : default 0
+        Of the folds, of the order of the rows, and of ``fit``.
+    **options
+        For ``fit``: ``loss``, ``epochs``, ``batch_size`` and all its others.
+
+    Returns
+    -------
+    Curve
+        Its ``name`` is "rows", its ``values`` numbers of rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If sizes, folds or options are wrong, or from ``fit``.
+
+    Examples
+    --------
+    >>> import numpy as np, rnncore as rc
+    >>> x = np.random.default_rng(0).standard_normal((6, 60, 2))  # (T, B, F)
+    >>> y = (x[-1, :, 0] > 0).astype(int)
+    >>> def make_model():
+    ...     return rc.Sequential(rc.GRU(2, 8, seed=0), rc.Pooling("last"), rc.Linear(8, 2, seed=1))
+    >>> curve = rc.diagnosis.learning_curve(make_model, x, y, sizes=(10, 40), folds=3, epochs=5)
+    >>> curve.values, curve.validation.shape
+    ((10, 40), (2, 3))
+    """
+    data = _Data.of(make_model(), x, y, lengths)
+    figure = _Figure(options, metric, baseline, perfect, seed)
+    parts = _folds(folds, data, seed)
+    rows = _sizes(sizes, min(len(train) for train, _ in parts))
+    rng = np.random.default_rng(as_seed(seed))
+    orders = [(rng.permutation(train), held) for train, held in parts]
+    figures = [
+        [figure.of(make_model(), data, order[:n], held) for order, held in orders] for n in rows
+    ]
+    return figure.curve("rows", rows, figures, data)
+
+
+def validation_curve(
+    make_model: Callable[..., Any],
+    name: str,
+    values: Iterable[Any],
+    x: Any,
+    y: Any,
+    *,
+    folds: int | Iterable[tuple[ArrayLike, ArrayLike]] = 5,
+    lengths: ArrayLike | None = None,
+    metric: Callable[[Any, Any], float] | None = None,
+    baseline: float | None = None,
+    perfect: float | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Curve:
+    """Train with one value of a setting after the other, and see which is best.
+
+    Left of the best value of, say, ``hidden_size`` a model under-fits: both figures are poor. Right
+    of it, it over-fits: training gets better and validation does not.
+
+    Parameters
+    ----------
+    make_model
+        Called as ``make_model(**{name: value})``; returns what it does for ``learning_curve``. So
+        the setting may also be one of the optimizer, or of ``fit``.
+    name
+        Of the setting.
+    values
+        At least one.
+    x, y, folds, lengths, metric, baseline, perfect, seed, **options
+        As for ``learning_curve``.
+
+    Returns
+    -------
+    Curve
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``learning_curve``; and if ``name`` is no text or there is no value.
+
+    Examples
+    --------
+    >>> import numpy as np, rnncore as rc
+    >>> x = np.random.default_rng(0).standard_normal((6, 60, 2))
+    >>> y = (x[-1, :, 0] > 0).astype(int)
+    >>> def make_model(units):
+    ...     return rc.Sequential(
+    ...         rc.GRU(2, units, seed=0), rc.Pooling("last"), rc.Linear(units, 2, seed=1)
+    ...     )
+    >>> curve = rc.diagnosis.validation_curve(
+    ...     make_model, "units", (1, 16), x, y, folds=3, epochs=20
+    ... )
+    >>> curve.values[curve.best]
+    16
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected text, got {as_text(name)}")
+    tried = tuple(values)
+    if not tried:
+        raise ValueError("values: expected at least one, got none")
+    data = _Data.of(make_model(**{name: tried[0]}), x, y, lengths)
+    figure = _Figure(options, metric, baseline, perfect, seed)
+    parts = _folds(folds, data, seed)
+    figures = [
+        [figure.of(make_model(**{name: value}), data, *rows) for rows in parts] for value in tried
+    ]
+    return figure.curve(name, tried, figures, data)
+
+
+class _Data(NamedTuple):
+    """All rows, and how to take some."""
+
+    x: Any
+    y: Any
+    lengths: NDArray[np.int64] | None
+    batch_axis: int  # of x, and of y where it has steps
+    steps: bool  # whether y has an axis of time
+    rows: int
+
+    @classmethod
+    def of(cls, made: Any, x: Any, y: Any, lengths: ArrayLike | None) -> _Data:
+        """Look at a model to know the layout of its data."""
+        model, _ = _made(made)
+        axis = 0 if getattr(model, "batch_first", False) else 1
+        first = x[0] if isinstance(x, tuple) else x
+        rows = len(first) if isinstance(first, list) else np.shape(first)[axis]
+        fit = model._interface() if hasattr(model, "_interface") else None
+        steps = not (fit is None or fit.ends_steps)
+        checked = None if lengths is None else as_integer_array("lengths", lengths)
+        return cls(x, y, checked, axis, steps, rows)
+
+    def take(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the arguments x, y and lengths of some rows."""
+        return {
+            "x": _taken(self.x, rows, self.batch_axis),
+            "y": _taken(self.y, rows, self.batch_axis if self.steps else 0),
+            "lengths": None if self.lengths is None else self.lengths[rows],
+        }
+
+
+def _taken(value: Any, rows: NDArray[np.int64], axis: int) -> Any:
+    """Take rows of an array, of a list with one entry for each, or of each of several."""
+    if isinstance(value, tuple):
+        return tuple(_taken(part, rows, axis) for part in value)
+    if isinstance(value, list) and not np.isscalar(value[0]):
+        return [value[row] for row in rows]
+    return np.take(np.asarray(value), rows, axis)
+
+
+class _Figure(NamedTuple):
+    """What is trained and measured, the same for every point of a curve."""
+
+    options: dict[str, Any]
+    metric: Callable[[Any, Any], float] | None
+    baseline: float | None
+    perfect: float | None
+    seed: int
+
+    @property
+    def loss(self) -> Any:
+        """The loss that ``fit`` uses."""
+        return self.options.get("loss", "cross_entropy")
+
+    def of(
+        self, made: Any, data: _Data, train: NDArray[np.int64], held: NDArray[np.int64]
+    ) -> tuple[float, float]:
+        """Train a fresh model, and return its figures on the rows it saw and on the others."""
+        model, own = _made(made)
+        fit(
+            model, **data.take(train), **{"seed": self.seed, "progress": False} | self.options | own
+        )
+        metrics = None if self.metric is None else {"figure": self.metric}
+        found = [
+            evaluate(model, **data.take(rows), loss=self.loss, metrics=metrics)
+            for rows in (train, held)
+        ]
+        first, second = (one["loss" if self.metric is None else "figure"] for one in found)
+        return float(first), float(second)
+
+    def curve(self, name: str, values: tuple[Any, ...], figures: Any, data: _Data) -> Curve:
+        """Return the figures (N, K, 2) as a curve."""
+        both = np.array(figures, np.float64)
+        loss = self.metric is None
+        label = "loss" if loss else getattr(self.metric, "__name__", "metric")
+        perfect = self.perfect if self.perfect is not None else 0.0 if loss else 1.0
+        base = self.baseline
+        if base is None and loss and not data.steps and self.loss in ("cross_entropy", *_CONSTANT):
+            base = constant_loss(data.y, self.loss)
+        return Curve(name, values, both[..., 0], both[..., 1], label, base, perfect)
+
+
+def _made(made: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the model and its own options for ``fit``."""
+    if not isinstance(made, tuple):
+        return made, {}
+    if len(made) != 2 or not isinstance(made[1], dict):
+        raise TypeError("make_model: expected a model, or a pair of a model and a dict of options")
+    return made[0], made[1]
+
+
+def _folds(folds: Any, data: _Data, seed: int) -> list[Rows]:
+    """Make folds, or check those that came."""
+    if isinstance(folds, (int, np.integer)):
+        classes = None if data.steps else np.asarray(data.y)
+        stratify = classes is not None and classes.ndim == 1 and classes.dtype.kind in "iu"
+        return k_fold(data.rows, folds, seed=seed, stratify=classes if stratify else None)
+    parts = []
+    for place, pair in enumerate(folds):
+        if len(pair) != 2:
+            raise ValueError(f"folds[{place}]: expected (train, validation), got {len(pair)} items")
+        numbers = [as_integer_array(f"folds[{place}]", part).reshape(-1) for part in pair]
+        for part in numbers:
+            check_range(f"folds[{place}]", part, 0, data.rows - 1, "B - 1")
+            if not part.size:
+                raise ValueError(f"folds[{place}]: expected rows in both parts, got none")
+        parts.append((numbers[0], numbers[1]))
+    if not parts:
+        raise ValueError("folds: expected at least one pair, got none")
+    return parts
+
+
+def _sizes(sizes: Sequence[float], most: int) -> tuple[int, ...]:
+    """Return numbers of rows, of which a fold has at most so many."""
+    rows = []
+    for place, size in enumerate(sizes):
+        name = f"sizes[{place}]"
+        whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+        number = as_real(name, size)
+        if not whole and not 0 < number <= 1:
+            raise ValueError(f"{name}: expected a share above 0, at most 1, got {as_text(size)}")
+        n = int(number) if whole else max(round(number * most), 1)
+        if not 1 <= n <= most:
+            raise ValueError(f"{name}: expected 1 <= rows <= {most} (a fold has no more), got {n}")
+        rows.append(n)
+    if not rows:
+        raise ValueError("sizes: expected at least one, got none")
+    return tuple(rows)
 
 
 # ---- Folds ---------------------------------------------------------------------------------------
