@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{self, Layout};
+use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -99,17 +100,7 @@ impl<E: Element> Buffer<E> {
         let bytes = len
             .checked_mul(size_of::<E>())
             .ok_or_else(|| Error::overflow(what))?;
-        let count = bytes.div_ceil(LINE);
-        let lines = match shelf().and_then(|mut shelf| shelf.take(count)) {
-            Some(lines) => lines,
-            None => fresh_lines(count)
-                .or_else(|| {
-                    // What is kept may be what is missing.
-                    drop(shelf().map(|mut shelf| std::mem::take(&mut *shelf)));
-                    fresh_lines(count)
-                })
-                .ok_or_else(|| Error::memory(what, bytes))?,
-        };
+        let lines = kept_lines(bytes.div_ceil(LINE)).ok_or_else(|| Error::memory(what, bytes))?;
         Ok(Self {
             lines,
             len,
@@ -192,6 +183,22 @@ impl<E> fmt::Debug for Buffer<E> {
     }
 }
 
+/// At least so many lines that were kept, or zeros; none when the memory cannot be had.
+fn kept_lines(count: usize) -> Option<Vec<Line>> {
+    let usual = usual_size(count);
+    if let Some((place, _)) = usual
+        && let Some(lines) = shelf().and_then(|mut shelf| shelf.take(place))
+    {
+        return Some(lines);
+    }
+    let count = usual.map_or(count, |(_, size)| size);
+    fresh_lines(count).or_else(|| {
+        // What is kept may be what is missing.
+        drop(shelf().map(|mut shelf| std::mem::replace(&mut *shelf, Shelf::EMPTY)));
+        fresh_lines(count)
+    })
+}
+
 /// Lines of zeros; none when the memory cannot be had.
 fn fresh_lines(count: usize) -> Option<Vec<Line>> {
     if count == 0 {
@@ -206,46 +213,77 @@ fn fresh_lines(count: usize) -> Option<Vec<Line>> {
 
 /// The most that is kept between calls.
 const SHELF_LINES: usize = (128 << 20) / LINE;
+/// Sizes between one power of two and the next: a piece is at most a quarter larger than asked for.
+const STEPS: usize = 4;
+const SIZES: usize = STEPS * (SHELF_LINES.ilog2() as usize + 1);
 
-/// Memory that was dropped, oldest first.
-#[derive(Default)]
+/// The place of the smallest usual size that holds `count` lines, and that size; none for 0 and for what
+/// is too large to keep.
+fn usual_size(count: usize) -> Option<(usize, usize)> {
+    if count <= STEPS {
+        return Some((count.checked_sub(1)?, count));
+    }
+    // 2^power is at most count - 1; in steps of a quarter of it, the size is 4 to 7, plus 1.
+    let power = (count - 1).ilog2();
+    let step = (1 << power) / STEPS;
+    let steps = (count - 1) / step;
+    let place = power as usize * STEPS + steps - 2 * STEPS;
+    let size = (steps + 1) * step;
+    (size <= SHELF_LINES).then_some((place + STEPS, size))
+}
+
+/// Memory that was dropped, by size; with each piece, when it came.
 struct Shelf {
-    kept: Vec<Vec<Line>>,
+    kept: [VecDeque<(u64, Vec<Line>)>; SIZES],
     lines: usize,
+    /// How many pieces have come.
+    arrivals: u64,
 }
 
 impl Shelf {
-    /// The best piece for `count` lines that would not be mostly wasted.
-    fn take(&mut self, count: usize) -> Option<Vec<Line>> {
-        let fits = |lines: &Vec<Line>| (count..=count + count / 4).contains(&lines.len());
-        let best = (0..self.kept.len())
-            .filter(|&k| fits(&self.kept[k]))
-            .min_by_key(|&k| self.kept[k].len())?;
-        let lines = self.kept.remove(best);
+    const EMPTY: Self = Self {
+        kept: [const { VecDeque::new() }; SIZES],
+        lines: 0,
+        arrivals: 0,
+    };
+
+    /// The piece at a place that came last, which is the likeliest to be in a cache still.
+    fn take(&mut self, place: usize) -> Option<Vec<Line>> {
+        let (_, lines) = self.kept[place].pop_back()?;
         self.lines -= lines.len();
         Some(lines)
     }
 
-    /// Keeps a piece; the oldest ones go to make room.
+    /// Keeps a piece of a usual size; the oldest ones go to make room.
     fn put(&mut self, lines: Vec<Line>) {
-        if lines.is_empty() || lines.len() > SHELF_LINES || self.kept.try_reserve(1).is_err() {
+        let Some((place, size)) = usual_size(lines.len()) else {
+            return;
+        };
+        if size != lines.len() || self.kept[place].try_reserve(1).is_err() {
             return;
         }
-        self.lines += lines.len();
-        self.kept.push(lines);
-        let mut excess = 0;
+        self.lines += size;
+        self.kept[place].push_back((self.arrivals, lines));
+        self.arrivals += 1;
         while self.lines > SHELF_LINES {
-            self.lines -= self.kept[excess].len();
-            excess += 1;
+            self.drop_oldest();
         }
-        self.kept.drain(..excess);
+    }
+
+    fn drop_oldest(&mut self) {
+        let age = |pieces: &VecDeque<(u64, Vec<Line>)>| pieces.front().map(|(came, _)| *came);
+        let oldest = self
+            .kept
+            .iter_mut()
+            .filter(|pieces| !pieces.is_empty())
+            .min_by_key(|pieces| age(pieces));
+        if let Some((_, lines)) = oldest.and_then(VecDeque::pop_front) {
+            self.lines -= lines.len();
+        }
     }
 }
 
-static SHELF: Mutex<Shelf> = Mutex::new(Shelf {
-    kept: Vec::new(),
-    lines: 0,
-});
+static SHELF: Mutex<Shelf> = Mutex::new(Shelf::EMPTY);
 
 /// The shelf, unless somebody is at it: a thread does without rather than wait, which also spares the
 /// child of a fork that happened just then.
@@ -293,17 +331,43 @@ mod tests {
     }
 
     #[test]
+    fn usual_sizes_are_near_what_is_asked_for_and_places_follow_them() {
+        let mut before = (0, 1);
+        for count in (1..5_000).chain([SHELF_LINES / 3, SHELF_LINES - 1, SHELF_LINES]) {
+            let (place, size) = usual_size(count).unwrap();
+            assert!(
+                (count..=count + count / STEPS).contains(&size),
+                "{count}: {size}"
+            );
+            assert_eq!(usual_size(size), Some((place, size)), "{count}");
+            assert!(
+                place < SIZES && (place > before.0) == (size > before.1),
+                "{count}"
+            );
+            before = (place, size);
+        }
+        assert_eq!(usual_size(0), None);
+        assert_eq!(usual_size(SHELF_LINES + 1), None);
+    }
+
+    #[test]
     fn the_shelf_gives_what_fits_and_keeps_no_more_than_its_bound() {
         let lines = |count| vec![Line([0; LINE]); count];
-        let mut shelf = Shelf::default();
+        let place = |count| usual_size(count).unwrap().0;
+        let mut shelf = Shelf::EMPTY;
         shelf.put(lines(10));
-        shelf.put(lines(100));
-        assert!(shelf.take(1).is_none() && shelf.take(101).is_none());
-        assert_eq!(shelf.take(90).map(|lines| lines.len()), Some(100));
+        shelf.put(lines(96));
+        shelf.put(lines(97)); // No usual size: it is given back.
+        assert_eq!(shelf.lines, 106);
+        assert!(shelf.take(place(1)).is_none() && shelf.take(place(97)).is_none());
+        assert_eq!(shelf.take(place(90)).map(|lines| lines.len()), Some(96));
         assert_eq!(shelf.lines, 10);
-        shelf.put(lines(SHELF_LINES - 5));
-        assert_eq!((shelf.lines, shelf.kept.len()), (SHELF_LINES - 5, 1));
-        shelf.put(lines(SHELF_LINES + 1));
-        assert_eq!(shelf.kept.len(), 1);
+        shelf.put(lines(8));
+        shelf.put(lines(SHELF_LINES - 8 * SHELF_LINES.ilog2() as usize)); // Not one either.
+        assert_eq!(shelf.lines, 18);
+        shelf.put(lines(SHELF_LINES));
+        assert_eq!(shelf.lines, SHELF_LINES);
+        shelf.put(lines(1));
+        assert_eq!(shelf.lines, 1);
     }
 }

@@ -334,3 +334,229 @@ def test_layers_without_lags_are_refused(layer: Any, error: Any, message: str) -
 def test_verdict_numbers_are_plain_floats() -> None:
     found = rc.verdict(*np.array([[1.0, 0.5], [1.0, 0.5]], "float32"))
     assert all(type(value) is float for value in found[1:6])
+
+
+# ---- Curves --------------------------------------------------------------------------------------
+
+
+def accuracy(prediction: Any, target: Any) -> float:
+    return float((prediction.argmax(-1) == target).mean())
+
+
+def signs(rows: int = 48, steps: int = 5, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Sequences (T, B, 2) and whether the first feature is positive in the mean."""
+    x = drawn(steps, rows, 2, seed=seed)
+    return x, (x[..., 0].mean(axis=0) > 0).astype(np.int64)
+
+
+def classifier(units: int = 4, batch_first: bool = False) -> rc.Sequential:
+    return rc.Sequential(
+        rc.GRU(2, units, batch_first=batch_first, seed=0),
+        rc.Pooling("last", batch_first=batch_first),
+        rc.Linear(units, 2, seed=1),
+    )
+
+
+OPTIONS: dict[str, Any] = {"epochs": 4, "batch_size": 8}
+
+
+def test_a_learning_curve_is_many_trainings() -> None:
+    """Held to ``fit`` and ``evaluate`` called by hand, for folds given and sizes of both kinds."""
+    x, y = signs()
+    folds = [(np.arange(30), np.arange(30, 48)), (np.arange(18, 48), np.arange(18))]
+    curve = rc.diagnosis.learning_curve(
+        classifier, x, y, sizes=(10, 0.5, 1.0), folds=folds, seed=3, **OPTIONS
+    )
+    assert (curve.name, curve.figure, curve.perfect) == ("rows", "loss", 0.0)
+    assert curve.values == (10, 15, 30)
+    assert curve.baseline == rc.constant_loss(y)
+    rng = np.random.default_rng(3)
+    for k, (train, held) in enumerate(folds):
+        order = rng.permutation(train)
+        for place, n in enumerate(curve.values):
+            model, rows = classifier(), order[:n]
+            rc.fit(model, x[:, rows], y[rows], seed=3, progress=False, **OPTIONS)
+            for figures, part in ((curve.train, rows), (curve.validation, held)):
+                expected = rc.evaluate(model, x[:, part], y[part])["loss"]
+                assert figures[place, k] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_validation_curve_varies_one_setting() -> None:
+    """Of the model, and of the optimizer, which comes with the model."""
+    x, y = signs()
+    folds = rc.k_fold(48, 3, seed=5, stratify=y)
+
+    def make(rate: float) -> tuple[rc.Sequential, dict[str, Any]]:
+        model = classifier()
+        return model, {"optimizer": rc.Adam(model, lr=rate), "epochs": 6}
+
+    curve = rc.diagnosis.validation_curve(
+        make, "rate", iter([1e-6, 0.03]), x, y, folds=3, metric=accuracy, seed=5, **OPTIONS
+    )
+    assert (curve.name, curve.figure, curve.perfect) == ("rate", "accuracy", 1.0)
+    assert curve.values == (1e-6, 0.03)
+    assert curve.baseline is None
+    assert curve.best == 1
+    for place, rate in enumerate(curve.values):
+        for k, (train, held) in enumerate(folds):
+            model, own = make(rate)
+            rc.fit(model, x[:, train], y[train], seed=5, progress=False, batch_size=8, **own)
+            assert curve.train[place, k] == accuracy(model(x[:, train]), y[train])
+            assert curve.validation[place, k] == accuracy(model(x[:, held]), y[held])
+
+
+@pytest.mark.parametrize("kind", ["list", "lengths", "batch_first", "per_step", "several"])
+def test_rows_are_taken_from_every_form_of_data(kind: str) -> None:
+    """All forms of the same data give the figures of the plain one."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 6, 30)
+    x, _ = signs(30)
+    x[np.arange(5)[:, None] >= lengths] = 0.0
+    y = np.array([x[: lengths[b], b, 0].mean() > 0 for b in range(30)]).astype(int)
+    options: dict[str, Any] = {"sizes": (0.5, 1.0), "folds": 3, **OPTIONS}
+    plain = rc.diagnosis.learning_curve(classifier, x, y, lengths=lengths, **options)
+    if kind == "list":
+        rows = [x[: lengths[b], b] for b in range(30)]
+        other = rc.diagnosis.learning_curve(classifier, rows, y, **options)
+    elif kind == "batch_first":
+        other = rc.diagnosis.learning_curve(
+            lambda: classifier(batch_first=True), x.swapaxes(0, 1), y, lengths=lengths, **options
+        )
+    elif kind == "per_step":
+        cut = rc.diagnosis.learning_curve(
+            lambda: rc.Sequential(rc.GRU(2, 3, seed=0), rc.Linear(3, 2, seed=0)),
+            [x[: lengths[b], b] for b in range(30)],
+            [(x[: lengths[b], b, 0] > 0).astype(int) for b in range(30)],
+            **options,
+        )
+        assert cut.baseline is None
+        assert (cut.train[1] < 0.7).all()
+        with pytest.raises(ValueError, match="baseline: expected the figure of a constant guess"):
+            cut.verdicts()
+        assert len(cut.verdicts(0.7)) == 2
+        return
+    elif kind == "several":
+
+        class Pair:
+            """Two inputs, the second of which does not matter."""
+
+            def __init__(self) -> None:
+                self._inner = classifier()
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._inner, name)
+
+            def __call__(self, x: Any, lengths: Any = None) -> Any:
+                return self._inner(x[0], lengths=None if lengths is None else lengths[0])
+
+            def forward(self, x: Any, lengths: Any = None) -> Any:
+                return self._inner.forward(x[0], lengths=None if lengths is None else lengths[0])
+
+            def output_lengths(self, lengths: Any) -> Any:
+                return self._inner.output_lengths(lengths[0])
+
+        other = rc.diagnosis.learning_curve(
+            Pair, (x, drawn(2, 30, 1)), y, lengths=(lengths, None), **options
+        )
+    else:
+        other = rc.diagnosis.learning_curve(classifier, x, y, lengths=lengths.tolist(), **options)
+    np.testing.assert_allclose(other.train, plain.train, rtol=1e-5)
+    np.testing.assert_allclose(other.validation, plain.validation, rtol=1e-5)
+
+
+def test_folds_of_classes_are_stratified_and_others_are_not() -> None:
+    """Seen in what training is given: a rare class that is in every fold."""
+    x, _ = signs(30)
+    seen: list[int] = []
+
+    def count(prediction: Any, target: Any) -> float:
+        seen.append(int((target == 1).sum()))
+        return 0.0
+
+    y = np.array([1] * 3 + [0] * 27)
+    rc.diagnosis.learning_curve(
+        classifier, x, y, sizes=(1.0,), folds=3, metric=count, epochs=1, batch_size=30
+    )
+    assert seen == [2, 1] * 3
+    reals = drawn(30, 1)
+    curve = rc.diagnosis.learning_curve(
+        lambda: rc.Sequential(rc.RNN(2, 3, seed=0), rc.Pooling("mean"), rc.Linear(3, 1, seed=0)),
+        x, reals, sizes=(1.0,), folds=3, loss="mse", epochs=1,
+    )  # fmt: skip
+    assert curve.baseline == rc.constant_loss(reals, "mse")
+
+
+def test_every_value_of_a_curve_has_a_verdict() -> None:
+    train = np.array([[0.9, 0.9], [0.1, 0.3], [0.0, 0.0]])
+    held = np.array([[0.9, 1.1], [0.2, 0.3], [0.4, 0.6]])
+    curve = rc.diagnosis.Curve("units", (1, 8, 64), train, held, baseline=1.0)
+    words = ["under-fitting", "fine", "over-fitting"]
+    assert [found.word for found in curve.verdicts()] == words
+    assert [found.word for found in curve.verdicts(gap=0.6)] == ["under-fitting", "fine", "fine"]
+    assert curve.verdicts(poor=0.0, gap=9.0)[1].word == "under-fitting"
+    assert curve.verdicts(10.0)[0].train_error == pytest.approx(0.09)
+    assert curve.best == 1
+
+
+def study(**changes: Any) -> Any:
+    x, y = signs(12)
+    return rc.diagnosis.learning_curve(**{"make_model": classifier, "x": x, "y": y, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"sizes": ()}, ValueError, "sizes: expected at least one, got none"),
+        ({"sizes": (0.0,)}, ValueError, r"sizes\[0\]: expected a share above 0, at most 1, got 0"),
+        ({"sizes": (1.5,)}, ValueError, r"sizes\[0\]: expected a share above 0, at most 1, got 1"),
+        ({"sizes": (1, 100)}, ValueError, r"sizes\[1\]: expected 1 <= rows <= 9 .* got 100"),
+        ({"sizes": ("a",)}, TypeError, r"sizes\[0\]: expected a real number"),
+        ({"folds": 1}, ValueError, "folds: expected 2 <= folds <= n = 12, got 1"),
+        ({"folds": []}, ValueError, "folds: expected at least one pair, got none"),
+        ({"folds": [([0], [1], [2])]}, ValueError, r"folds\[0\]: expected \(train, validation\)"),
+        ({"folds": [([0], [12])]}, ValueError, r"folds\[0\]: expected 0 <= value <= B - 1 = 11"),
+        ({"folds": [([0], [])]}, ValueError, r"folds\[0\]: expected rows in both parts"),
+        ({"y": np.zeros(3, int)}, ValueError, "y: expected as many rows as x, 12, got 3"),
+        ({"optimizer": 1}, ValueError, "optimizer: expected none for many trainings, got one"),
+        ({"sample_weight": 1}, ValueError, "sample_weight: expected none for many trainings"),
+        ({"checkpoint": "a"}, ValueError, "checkpoint: expected none for many trainings"),
+        ({"make_model": lambda: (1, 2)}, TypeError, "make_model: expected a model, or a pair"),
+        ({"make_model": lambda: 3}, TypeError, "make_model: expected to return a Sequential"),
+        ({"epochs": 0}, ValueError, "epochs: expected a positive integer"),
+        (
+            {"make_model": lambda: (classifier(), {"resume": True})},
+            ValueError,
+            "resume: expected none for many trainings",
+        ),
+    ],
+)
+def test_bad_studies_are_explained(changes: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        study(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "error", "message"),
+    [
+        (3, [1], TypeError, "name: expected text, got 3"),
+        ("units", [], ValueError, "values: expected at least one, got none"),
+    ],
+)
+def test_bad_settings_are_explained(name: Any, values: Any, error: Any, message: str) -> None:
+    x, y = signs(12)
+    with pytest.raises(error, match=message):
+        rc.diagnosis.validation_curve(classifier, name, values, x, y)
+
+
+def test_a_history_gives_its_verdict_and_picture() -> None:
+    x, y = signs()
+    history = rc.fit(classifier(), x, y, validation=0.25, progress=False, epochs=5, batch_size=8)
+    base = rc.constant_loss(y)
+    at = history.best_epoch
+    assert at is not None
+    found = history.verdict(baseline=base)
+    curves = history.train_loss, history.validation_loss
+    assert found == rc.verdict(*curves, baseline=base, at=at)
+    ax = history.plot()
+    assert [line.get_label() for line in ax.lines][-1] == f"best epoch: {at + 1}"
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), history.train_loss)

@@ -34,7 +34,7 @@ from rnncore.pooling import Pooling
 from rnncore.schedules import CosineLR, ReduceLROnPlateau, StepLR, WarmupLR
 from rnncore.sequential import Sequential
 from rnncore.serialization import load, save
-from rnncore.training import History, fit, predict
+from rnncore.training import History, evaluate, fit, predict
 
 __all__ = [
     "GRU",
@@ -51,6 +51,7 @@ __all__ = [
     "Embedding",
     "Frozen",
     "Gradients",
+    "History",
     "Jitter",
     "Linear",
     "Parameters",
@@ -71,6 +72,8 @@ __all__ = [
     "clip_grad_value",
     "constant_loss",
     "diagnosis",
+    "evaluate",
+    "fit",
     "get_level",
     "get_num_threads",
     "gradient_norms",
@@ -81,6 +84,7 @@ __all__ = [
     "mean_absolute_error",
     "mean_squared_error",
     "plot",
+    "predict",
     "save",
     "set_level",
     "set_num_threads",

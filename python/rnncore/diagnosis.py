@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from .batches import Rows
 from .layers import GRU, LSTM, MGU, RNN
 from .parameters import (
     as_choice,
@@ -43,7 +44,7 @@ __all__ = [
     "verdict",
 ]
 
-Rows = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
+Split: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64]]"
 
 
 # ---- The verdict ---------------------------------------------------------------------------------
@@ -358,7 +359,7 @@ def learning_curve(
     *,
     sizes: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0),
     folds: int | Iterable[tuple[ArrayLike, ArrayLike]] = 5,
-    lengths: ArrayLike | None = None,
+    lengths: Any = None,
     metric: Callable[[Any, Any], float] | None = None,
     baseline: float | None = None,
     perfect: float | None = None,
@@ -397,7 +398,8 @@ def learning_curve(
     seed : default 0
         Of the folds, of the order of the rows, and of ``fit``.
     **options
-        For ``fit``: ``loss``, ``epochs``, ``batch_size`` and all its others.
+        For ``fit``: ``loss``, ``epochs``, ``batch_size`` and its others, but ``optimizer``, which
+        belongs to one model, ``sample_weight``, ``checkpoint`` and ``resume``.
 
     Returns
     -------
@@ -421,13 +423,15 @@ def learning_curve(
     ((10, 40), (2, 3))
     """
     data = _Data.of(make_model(), x, y, lengths)
+    _check_options(options, ("optimizer", *_NOT_BY_ROWS))
     figure = _Figure(options, metric, baseline, perfect, seed)
     parts = _folds(folds, data, seed)
     rows = _sizes(sizes, min(len(train) for train, _ in parts))
     rng = np.random.default_rng(as_seed(seed))
     orders = [(rng.permutation(train), held) for train, held in parts]
     figures = [
-        [figure.of(make_model(), data, order[:n], held) for order, held in orders] for n in rows
+        [figure.measured(make_model(), data, order[:n], held) for order, held in orders]
+        for n in rows
     ]
     return figure.curve("rows", rows, figures, data)
 
@@ -440,7 +444,7 @@ def validation_curve(
     y: Any,
     *,
     folds: int | Iterable[tuple[ArrayLike, ArrayLike]] = 5,
-    lengths: ArrayLike | None = None,
+    lengths: Any = None,
     metric: Callable[[Any, Any], float] | None = None,
     baseline: float | None = None,
     perfect: float | None = None,
@@ -494,10 +498,12 @@ def validation_curve(
     if not tried:
         raise ValueError("values: expected at least one, got none")
     data = _Data.of(make_model(**{name: tried[0]}), x, y, lengths)
+    _check_options(options, ("optimizer", *_NOT_BY_ROWS))
     figure = _Figure(options, metric, baseline, perfect, seed)
     parts = _folds(folds, data, seed)
     figures = [
-        [figure.of(make_model(**{name: value}), data, *rows) for rows in parts] for value in tried
+        [figure.measured(make_model(**{name: value}), data, *rows) for rows in parts]
+        for value in tried
     ]
     return figure.curve(name, tried, figures, data)
 
@@ -505,41 +511,46 @@ def validation_curve(
 class _Data(NamedTuple):
     """All rows, and how to take some."""
 
-    x: Any
+    inputs: tuple[Rows, ...]
+    several: bool  # whether the model takes a tuple
     y: Any
-    lengths: NDArray[np.int64] | None
-    batch_axis: int  # of x, and of y where it has steps
-    steps: bool  # whether y has an axis of time
-    rows: int
+    targets: Rows
+    per_step: bool
 
     @classmethod
-    def of(cls, made: Any, x: Any, y: Any, lengths: ArrayLike | None) -> _Data:
+    def of(cls, made: Any, x: Any, y: Any, lengths: Any) -> _Data:
         """Look at a model to know the layout of its data."""
         model, _ = _made(made)
+        if not hasattr(model, "_interface"):
+            raise TypeError(
+                f"make_model: expected to return a Sequential or what has its methods, "
+                f"got {type(model).__name__}"
+            )
         axis = 0 if getattr(model, "batch_first", False) else 1
-        first = x[0] if isinstance(x, tuple) else x
-        rows = len(first) if isinstance(first, list) else np.shape(first)[axis]
-        fit = model._interface() if hasattr(model, "_interface") else None
-        steps = not (fit is None or fit.ends_steps)
-        checked = None if lengths is None else as_integer_array("lengths", lengths)
-        return cls(x, y, checked, axis, steps, rows)
+        per_step = not model._interface().ends_steps
+        several = isinstance(x, tuple)
+        parts = x if several else (x,)
+        each = lengths if several and lengths is not None else (lengths,) * len(parts)
+        inputs = tuple(
+            Rows("x", part, own, axis=axis) for part, own in zip(parts, each, strict=True)
+        )
+        targets = Rows("y", y, axis=axis if per_step else 0)
+        for part in inputs:
+            if part.count != targets.count:
+                raise ValueError(
+                    f"y: expected as many rows as x, {part.count}, got {targets.count}"
+                )
+        return cls(inputs, several, y, targets, per_step)
 
     def take(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Return the arguments x, y and lengths of some rows."""
-        return {
-            "x": _taken(self.x, rows, self.batch_axis),
-            "y": _taken(self.y, rows, self.batch_axis if self.steps else 0),
-            "lengths": None if self.lengths is None else self.lengths[rows],
-        }
-
-
-def _taken(value: Any, rows: NDArray[np.int64], axis: int) -> Any:
-    """Take rows of an array, of a list with one entry for each, or of each of several."""
-    if isinstance(value, tuple):
-        return tuple(_taken(part, rows, axis) for part in value)
-    if isinstance(value, list) and not np.isscalar(value[0]):
-        return [value[row] for row in rows]
-    return np.take(np.asarray(value), rows, axis)
+        taken = [part.take(rows) for part in self.inputs]
+        x, lengths = (tuple(part[k] for part in taken) for k in range(2))
+        y, _ = self.targets.take(rows)
+        if self.several:
+            ragged = any(own is not None for own in lengths)
+            return {"x": x, "y": y, "lengths": lengths if ragged else None}
+        return {"x": x[0], "y": y, "lengths": lengths[0]}
 
 
 class _Figure(NamedTuple):
@@ -551,26 +562,22 @@ class _Figure(NamedTuple):
     perfect: float | None
     seed: int
 
-    @property
-    def loss(self) -> Any:
-        """The loss that ``fit`` uses."""
-        return self.options.get("loss", "cross_entropy")
-
-    def of(
+    def measured(
         self, made: Any, data: _Data, train: NDArray[np.int64], held: NDArray[np.int64]
     ) -> tuple[float, float]:
         """Train a fresh model, and return its figures on the rows it saw and on the others."""
         model, own = _made(made)
-        fit(
-            model, **data.take(train), **{"seed": self.seed, "progress": False} | self.options | own
-        )
+        _check_options(own, _NOT_BY_ROWS)
+        options = {"seed": self.seed, "progress": False} | self.options | own
+        fit(model, **data.take(train), **options)
         metrics = None if self.metric is None else {"figure": self.metric}
-        found = [
-            evaluate(model, **data.take(rows), loss=self.loss, metrics=metrics)
+        name = "loss" if self.metric is None else "figure"
+        loss = options.get("loss", "cross_entropy")
+        first, second = (
+            evaluate(model, **data.take(rows), loss=loss, metrics=metrics)[name]
             for rows in (train, held)
-        ]
-        first, second = (one["loss" if self.metric is None else "figure"] for one in found)
-        return float(first), float(second)
+        )
+        return first, second
 
     def curve(self, name: str, values: tuple[Any, ...], figures: Any, data: _Data) -> Curve:
         """Return the figures (N, K, 2) as a curve."""
@@ -578,10 +585,23 @@ class _Figure(NamedTuple):
         loss = self.metric is None
         label = "loss" if loss else getattr(self.metric, "__name__", "metric")
         perfect = self.perfect if self.perfect is not None else 0.0 if loss else 1.0
-        base = self.baseline
-        if base is None and loss and not data.steps and self.loss in ("cross_entropy", *_CONSTANT):
-            base = constant_loss(data.y, self.loss)
+        base, kind = self.baseline, self.options.get("loss", "cross_entropy")
+        known = isinstance(kind, str) and kind in ("cross_entropy", *_CONSTANT)
+        if base is None and loss and known and not data.per_step:
+            base = constant_loss(data.y, kind)
         return Curve(name, values, both[..., 0], both[..., 1], label, base, perfect)
+
+
+#: Options of ``fit`` that belong to one model or to certain rows, not to a whole study.
+_NOT_BY_ROWS = ("sample_weight", "checkpoint", "resume")
+
+
+def _check_options(options: dict[str, Any], refused: tuple[str, ...]) -> None:
+    """Refuse options that cannot be shared by many trainings."""
+    for name in refused:
+        if name in options:
+            hint = " (make_model may return one, made for its model)" if name == "optimizer" else ""
+            raise ValueError(f"{name}: expected none for many trainings, got one{hint}")
 
 
 def _made(made: Any) -> tuple[Any, dict[str, Any]]:
@@ -593,19 +613,21 @@ def _made(made: Any) -> tuple[Any, dict[str, Any]]:
     return made[0], made[1]
 
 
-def _folds(folds: Any, data: _Data, seed: int) -> list[Rows]:
+def _folds(folds: Any, data: _Data, seed: int) -> list[Split]:
     """Make folds, or check those that came."""
-    if isinstance(folds, (int, np.integer)):
-        classes = None if data.steps else np.asarray(data.y)
+    if isinstance(folds, (int, np.integer)) and not isinstance(folds, bool):
+        classes = None if data.per_step else np.asarray(data.y)
         stratify = classes is not None and classes.ndim == 1 and classes.dtype.kind in "iu"
-        return k_fold(data.rows, folds, seed=seed, stratify=classes if stratify else None)
+        return k_fold(
+            data.targets.count, int(folds), seed=seed, stratify=classes if stratify else None
+        )
     parts = []
     for place, pair in enumerate(folds):
         if len(pair) != 2:
             raise ValueError(f"folds[{place}]: expected (train, validation), got {len(pair)} items")
         numbers = [as_integer_array(f"folds[{place}]", part).reshape(-1) for part in pair]
         for part in numbers:
-            check_range(f"folds[{place}]", part, 0, data.rows - 1, "B - 1")
+            check_range(f"folds[{place}]", part, 0, data.targets.count - 1, "B - 1")
             if not part.size:
                 raise ValueError(f"folds[{place}]: expected rows in both parts, got none")
         parts.append((numbers[0], numbers[1]))
@@ -642,7 +664,7 @@ def k_fold(
     seed: int | None = 0,
     groups: ArrayLike | None = None,
     stratify: ArrayLike | None = None,
-) -> list[Rows]:
+) -> list[Split]:
     """Split rows into folds: each is the validation part once, the others the training part.
 
     The result is row numbers and no data, because rows are the second axis here and may be ragged:

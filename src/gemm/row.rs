@@ -16,7 +16,7 @@ use crate::simd::{Element, Kernel, Lanewise, Simd, Vector};
 
 /// A matrix larger than this is read from front to back, for the prefetcher's sake, with its sums in
 /// L1; a smaller one a few columns at a time, with its sums in registers.
-const STREAM_BYTES: usize = 512 << 10;
+const STREAM_BYTES: usize = 150 << 10;
 /// Rows of a streamed matrix that are taken at once: the sums go to L1 and back once for so many.
 const BURST: usize = 8;
 
@@ -273,13 +273,13 @@ impl<E: Element, const G: usize> Gates<'_, E, G> {
         let mut column = 0;
         macro_rules! columns {
             ($($p:literal)*) => {
-                $(while $p * G <= S::REGISTERS / 2 + 1 && whole - column / S::LANES >= $p {
+                $(while $p * G <= S::REGISTERS / 4 * 3 && whole - column / S::LANES >= $p {
                     self.columns::<S, $p>(s, column);
                     column += $p * S::LANES;
                 })*
             };
         }
-        columns!(4 3 2 1);
+        columns!(4 2 1);
         if column < self.0.columns {
             self.last_columns(s, column);
         }

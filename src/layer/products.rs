@@ -55,6 +55,13 @@ pub struct Chunk<'a, E> {
     pub ascending: bool,
 }
 
+impl<E> Chunk<'_, E> {
+    /// The k-th row that backward met.
+    fn met(&self, k: usize) -> usize {
+        if self.ascending { k } else { self.rows - 1 - k }
+    }
+}
+
 /// Sizes that every product of a direction shares.
 #[derive(Clone, Copy)]
 pub struct Extent {
@@ -92,12 +99,14 @@ pub struct ProductShare<'a, E> {
     extent: Extent,
     work: Vec<Work<'a, E>>,
     space: &'a mut ProductSpace<E>,
+    /// The columns of dpre that `space.left` holds.
+    packed_left: Range<usize>,
     meter: Meter<'a>,
 }
 
 /// The memory that one worker needs besides its results.
 pub struct ProductSpace<E> {
-    /// [m, rows] dpre, tile by tile.
+    /// [m, rows] dpre, block by block.
     left: Buffer<E>,
     /// [rows, panel width] the right operand.
     right: Buffer<E>,
@@ -129,12 +138,15 @@ fn is_direct<E>(rows: usize, extent: Extent) -> bool {
     rows * extent.slots * extent.hidden * size_of::<E>() <= DIRECT_BYTES
 }
 
-/// Neighbouring slots whose rows of the weights are neighbours too: (slots, first gate), by gate.
+/// Neighbouring slots whose rows of the weights are neighbours too, and that are all or none of them on
+/// the input side: (slots, first gate).
 fn runs(spec: &Spec, slots: Range<usize>) -> Vec<(Range<usize>, usize)> {
     let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
     for slot in slots {
         match runs.last_mut() {
-            Some((run, gate)) if spec.gate[slot] == *gate + run.len() => run.end = slot + 1,
+            Some((run, gate)) if slot != spec.input && spec.gate[slot] == *gate + run.len() => {
+                run.end = slot + 1;
+            }
             _ => runs.push((slot..slot + 1, spec.gate[slot])),
         }
     }
@@ -188,8 +200,9 @@ pub fn shares<'a, E: Element>(
             .into_iter()
             .map(|run| (run, false, chunk.reset_operand)),
     );
-    // By gate, so that each product takes the next rows of the weights.
-    products.sort_by_key(|((_, gate), is_input, _)| (!is_input, *gate));
+    // By gate, so that each product takes the next rows of its weights; dW and dU of a gate one after
+    // the other, because they often have the same dpre.
+    products.sort_by_key(|((_, gate), is_input, _)| (*gate, !is_input));
     let (mut weight_ih, mut weight_hh) = (params.weight_ih, params.weight_hh);
     for ((slots, _), is_input, right) in products {
         let (rest, n) = if is_input {
@@ -226,6 +239,7 @@ pub fn shares<'a, E: Element>(
             extent,
             work,
             space,
+            packed_left: 0..0,
             meter: meter(),
         })
         .collect()
@@ -274,15 +288,6 @@ impl<E: Element> ProductShare<'_, E> {
         self.extent.slots * self.extent.hidden
     }
 
-    /// The k-th row that backward met.
-    fn met(&self, k: usize) -> usize {
-        if self.chunk.ascending {
-            k
-        } else {
-            self.chunk.rows - 1 - k
-        }
-    }
-
     #[inline(always)]
     fn weights<S: Simd<E>>(
         &mut self,
@@ -302,7 +307,7 @@ impl<E: Element> ProductShare<'_, E> {
         let per_panel = vectors * S::LANES;
         let most = max_rows(S::REGISTERS, per_panel / S::LANES);
         if !direct {
-            self.pack_left(pre.clone(), most);
+            self.pack_left(s, &pre);
         }
         let sign = if self.chunk.ascending { 1 } else { -1 };
         for column in (0..n).step_by(per_panel) {
@@ -312,85 +317,88 @@ impl<E: Element> ProductShare<'_, E> {
             let whole = columns == width;
             let packed = !whole || n * size_of::<E>() >= FAR_APART;
             if packed {
-                self.pack_right(&right[column..], n, columns, width);
+                self.pack_right(s, &right[column..], n, columns, width);
             }
-            for tile in tiles(m, most) {
-                let a = if direct {
-                    let values = &self.chunk.pre[pre.start + tile.start..];
-                    Rows {
-                        values,
-                        row_stride: 1,
-                        depth_stride: sign * self.pre_stride() as isize,
-                    }
-                } else {
-                    let values = &self.space.left[tile.start * rows..];
-                    Rows {
-                        values,
-                        row_stride: 1,
-                        depth_stride: tile.len() as isize,
-                    }
-                };
+            for block in blocks(m) {
                 // Directly read operands may run backwards; packed ones were packed that way.
+                let (left, depth_stride) = if direct {
+                    let stride = sign * self.pre_stride() as isize;
+                    (&self.chunk.pre[pre.start + block.start..], stride)
+                } else {
+                    let block_len = block.len() as isize;
+                    (&self.space.left[block.start * rows..], block_len)
+                };
                 let (panel, panel_stride): (&[E], isize) = if packed {
                     (&self.space.right, width as isize)
                 } else {
                     (&right[column..], sign * n as isize)
                 };
-                // The sums of the next tile come from far away: ask for them now.
-                for r in tile.end..(tile.end + tile.len()).min(m) {
-                    s.prefetch(&out[r * n + column..][..columns]);
+                for tile in tiles(block.len(), most) {
+                    let a = Rows {
+                        values: &left[tile.start..],
+                        row_stride: 1,
+                        depth_stride,
+                    };
+                    let first = block.start + tile.start;
+                    let after = first + tile.len();
+                    // The sums of the next tile come from far away: ask for them now.
+                    for r in after..(after + tile.len()).min(m) {
+                        s.prefetch(&out[r * n + column..][..columns]);
+                    }
+                    multiply_into(
+                        s,
+                        (tile.len(), vectors, columns),
+                        (rows, a),
+                        (panel, panel_stride),
+                        (&mut out[first * n + column..], n),
+                        false,
+                        &mut self.space.sums,
+                    );
                 }
-                let to = &mut out[tile.start * n + column..];
-                let shape = (tile.len(), vectors, columns);
-                multiply_into(
-                    s,
-                    shape,
-                    (rows, a),
-                    (panel, panel_stride),
-                    (to, n),
-                    false,
-                    &mut self.space.sums,
-                );
             }
             self.meter.spend(rows * m * width)?;
         }
         Ok(())
     }
 
-    /// dpre columns of each tile side by side, row after row in the order met. Rows are taken a few at
-    /// a time, so that reads stay on few pages and writes come in bursts.
-    fn pack_left(&mut self, pre: Range<usize>, most: usize) {
+    /// Blocks of dpre columns, row after row in the order met. Rows are taken a few at a time, so that
+    /// reads stay on few pages and writes come in bursts.
+    ///
+    /// Tiles of one block share its lines: side by side they would be read a little faster, but packing
+    /// six columns at a time costs three times as much as that gains.
+    #[inline(always)]
+    fn pack_left<S: Simd<E>>(&mut self, s: S, pre: &Range<usize>) {
         const BURST: usize = 16;
-        let (rows, stride) = (self.chunk.rows, self.pre_stride());
-        for first in (0..rows).step_by(BURST) {
-            for tile in tiles(pre.len(), most) {
-                let to = &mut self.space.left[tile.start * rows..];
-                for k in first..(first + BURST).min(rows) {
-                    let row = if self.chunk.ascending {
-                        k
-                    } else {
-                        rows - 1 - k
-                    };
-                    let from = &self.chunk.pre[row * stride + pre.start + tile.start..];
-                    let to = &mut to[k * tile.len()..];
-                    // The usual tile in one piece: a copy of unknown length is a call.
-                    match tile.len() {
-                        6 => to[..6].copy_from_slice(&from[..6]),
-                        12 => to[..12].copy_from_slice(&from[..12]),
-                        5 => to[..5].copy_from_slice(&from[..5]),
-                        len => to[..len].copy_from_slice(&from[..len]),
-                    }
+        if self.packed_left == *pre {
+            return;
+        }
+        self.packed_left = pre.clone();
+        let (chunk, stride) = (self.chunk, self.pre_stride());
+        for first in (0..chunk.rows).step_by(BURST) {
+            for block in blocks(pre.len()) {
+                let to = &mut self.space.left[block.start * chunk.rows..];
+                for k in first..(first + BURST).min(chunk.rows) {
+                    let from = &chunk.pre[chunk.met(k) * stride + pre.start + block.start..];
+                    copy(s, &from[..block.len()], &mut to[k * block.len()..]);
                 }
             }
         }
     }
 
     /// Some columns of the right operand, row after row in the order met, zeros beyond.
-    fn pack_right(&mut self, right: &[E], stride: usize, columns: usize, width: usize) {
+    #[inline(always)]
+    fn pack_right<S: Simd<E>>(
+        &mut self,
+        s: S,
+        right: &[E],
+        stride: usize,
+        columns: usize,
+        width: usize,
+    ) {
         for k in 0..self.chunk.rows {
-            let from = self.met(k) * stride;
+            let from = self.chunk.met(k) * stride;
             let to = &mut self.space.right[k * width..(k + 1) * width];
-            to[..columns].copy_from_slice(&right[from..from + columns]);
+            copy(s, &right[from..from + columns], to);
             to[columns..].fill(E::ZERO);
         }
     }
@@ -407,7 +415,7 @@ impl<E: Element> ProductShare<'_, E> {
                 sums[v] = s.load(&out[column + v * S::LANES..]);
             }
             for k in 0..self.chunk.rows {
-                let from = self.met(k) * stride + pre.start + column;
+                let from = self.chunk.met(k) * stride + pre.start + column;
                 let row = &self.chunk.pre[from..from + VECTORS * S::LANES];
                 for v in 0..VECTORS {
                     sums[v] = sums[v] + s.load(&row[v * S::LANES..]);
@@ -421,7 +429,7 @@ impl<E: Element> ProductShare<'_, E> {
             let end = out.len().min(column + S::LANES);
             let mut sum = s.load_partial(&out[column..end]);
             for k in 0..self.chunk.rows {
-                let from = self.met(k) * stride + pre.start;
+                let from = self.chunk.met(k) * stride + pre.start;
                 sum = sum + s.load_partial(&self.chunk.pre[from + column..from + end]);
             }
             sum.store_partial(&mut out[column..end]);
@@ -472,6 +480,29 @@ impl<E: Element> ProductShare<'_, E> {
             }
         }
         Ok(())
+    }
+}
+
+/// Cuts columns of dpre into blocks: whole vectors, and whole tiles of every usual height.
+#[inline(always)]
+fn blocks(columns: usize) -> impl Iterator<Item = Range<usize>> {
+    const COLUMNS: usize = 48;
+    (0..columns)
+        .step_by(COLUMNS)
+        .map(move |begin| begin..columns.min(begin + COLUMNS))
+}
+
+/// A short copy. One of a length that the compiler does not know would be a call.
+#[inline(always)]
+fn copy<E: Element, S: Simd<E>>(s: S, from: &[E], to: &mut [E]) {
+    let to = &mut to[..from.len()];
+    let whole = from.len() / S::LANES * S::LANES;
+    for k in (0..whole).step_by(S::LANES) {
+        s.load(&from[k..]).store(&mut to[k..]);
+    }
+    if whole < from.len() {
+        s.load_partial(&from[whole..])
+            .store_partial(&mut to[whole..]);
     }
 }
 
