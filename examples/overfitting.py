@@ -255,7 +255,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the pictures")
     options = parser.parse_args(argv)
-    for name, least, most in (("rows", 20, 1500), ("epochs", 1, 10**6), ("members", 1, 1000)):
+    limits = {"rows": (20, 1500), "epochs": (1, 10**6), "members": (1, 1000), "folds": (2, 10)}
+    for name, (least, most) in limits.items():
         if not least <= getattr(options, name) <= most:
             parser.error(f"--{name}: expected {least} to {most}, got {getattr(options, name)}")
     return options
