@@ -232,6 +232,35 @@ def test_compose_runs_one_after_the_other() -> None:
     assert rc.Compose()(x, lengths, rng()) == (x, lengths)
 
 
+@pytest.mark.parametrize("kind", ["list", "array", "batch_first"])
+def test_a_training_takes_them(kind: str) -> None:
+    """Whatever form the rows have; the validation rows stay as they are."""
+    turned = kind == "batch_first"
+    augment = rc.Compose(*(make(batch_first=turned) for make in MAKE.values()))
+    x = rng(5).standard_normal((T, 40, F))
+    lengths: Any = rng(6).integers(3, T + 1, 40)
+    y = np.array([int(x[: lengths[b], b, 0].sum() > 0) for b in range(40)])
+    data: Any = x.swapaxes(0, 1) if turned else x
+    if kind == "list":
+        data, lengths = [x[: lengths[b], b] for b in range(40)], None
+
+    def train(augment: Any) -> rc.History:
+        model = rc.Sequential(
+            rc.GRU(F, 4, batch_first=turned, seed=0),
+            rc.Pooling("mean", batch_first=turned),
+            rc.Linear(4, 2, seed=1),
+        )
+        return rc.fit(
+            model, data, y, lengths=lengths, augment=augment, validation=0.25, epochs=2,
+            batch_size=8, optimizer=rc.SGD(model, lr=0.0), progress=False,
+        )  # fmt: skip
+
+    plain, augmented = train(None), train(augment)
+    assert augmented.train_loss[0] != augmented.train_loss[1]  # drawn anew each time
+    assert plain.train_loss[0] == pytest.approx(plain.train_loss[1], rel=1e-5)
+    assert augmented.validation_loss == plain.validation_loss
+
+
 # ---- Bad input -----------------------------------------------------------------------------------
 
 

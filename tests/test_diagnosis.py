@@ -20,7 +20,7 @@ CELLS: list[Any] = [rc.RNN, rc.LSTM, rc.GRU, rc.MGU]
     [
         ([1.0, 0.5, 0.1], [1.0, 0.55, 0.15], "fine", "10 % is left in training and 15 % in"),
         ([1.0, 0.5, 0.1], [1.0, 0.55, 0.21], "over-fitting", "more data, augmentation, dropout"),
-        ([1.0, 0.5, 0.1], [0.1, 0.1, 0.16], "over-fitting", "best at entry 0 of 3: stop earlier"),
+        ([1.0, 0.5, 0.1], [0.1, 0.1, 0.16], "over-fitting", "best at entry 1 of 3: stop earlier"),
         ([1.0, 0.9, 0.8], [1.0, 0.9, 0.85], "under-fitting", "still falling: train longer"),
         ([1.0, 0.8, 0.8], [1.0, 0.9, 0.9], "under-fitting", "a larger model, another learning"),
         ([1.0, 0.9, 0.8], [1.0, 0.9, 1.9], "under-fitting", ""),  # the first question comes first
@@ -47,7 +47,7 @@ def test_errors_are_shares_of_what_there_was_to_learn() -> None:
     assert score.validation_error == pytest.approx(3 / 9)
     assert score.rise == pytest.approx(1 / 9)
     assert score.word == "over-fitting"
-    assert "best at entry 1 of 3" in score.advice
+    assert "best at entry 2 of 3" in score.advice
 
 
 def test_thresholds_and_the_entry_can_be_chosen() -> None:

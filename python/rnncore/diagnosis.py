@@ -178,7 +178,7 @@ def _judged(
         )
     elif risen > rise:
         word = "over-fitting"
-        seen += f", which was best at entry {best} of {len(errors[1])}"
+        seen += f", which was best at entry {best + 1} of {len(errors[1])}"
         helps = "stop earlier (patience), or use dropout, weight decay, augmentation or more data"
     elif held - left > gap:
         word = "over-fitting"
