@@ -468,6 +468,7 @@ class _Run:
         self._best = _Best(None, {name: array.copy() for name, array in params.items()})
         # Where the next best weights are copied to: an interrupt must not find half a copy.
         self._spare = {name: np.empty_like(array) for name, array in params.items()}
+        self._judged = 0  # epochs that have been asked whether they are the best
         self._told_to_stop = False
         self._began = time.perf_counter()
 
@@ -519,11 +520,9 @@ class _Run:
     def _cut_to_whole_epochs(self) -> None:
         """Drop the figures of an epoch that an interrupt did not let end."""
         history = self.history
-        curves = [history.train_loss, history.grad_norm, history.lr, history.seconds]
-        if self.held is not None:
-            curves += [history.validation_loss, *history.metrics.values()]
-        whole = min(map(len, curves))
-        for curve in curves:
+        whole = max(self._judged, 0 if self._best.epoch is None else self._best.epoch + 1)
+        curves = [history.train_loss, history.validation_loss, history.grad_norm, history.lr]
+        for curve in [*curves, history.seconds, *history.metrics.values()]:
             del curve[whole:]
 
     def _epoch(self, bar: Progress) -> None:
@@ -595,6 +594,7 @@ class _Run:
             self._best = _Best(epoch, self._spare)
             self._spare = before.weights
         history.best_epoch = self._best.epoch
+        self._judged = epoch + 1
         if self.schedule is not None and not plan.every_update:
             self._move_schedule(curve[-1])
         # An epoch that was cut short is done again by a run that is resumed.
@@ -710,6 +710,7 @@ class _Run:
         epoch = int(tree["best_epoch"])
         self._best = self._best._replace(epoch=None if epoch < 0 else epoch)
         history.best_epoch = self._best.epoch
+        self._judged = len(history.train_loss)
 
 
 def _watches(schedule: Schedule) -> bool:
