@@ -261,6 +261,7 @@ MAY_IMPORT = {
     "conv1d": {"parameters", "protocol", "ragged", "tape"},
     "dropout": {"parameters", "protocol", "ragged", "tape", "reference"},
     "pooling": {"parameters", "protocol", "ragged", "tape"},
+    "augmentation": {"parameters", "ragged"},
     "serialization": {"_core", "parameters"},
     "sequential": {"parameters", "protocol", "serialization", "tape"},
     "decoding": {"parameters"},
@@ -281,6 +282,14 @@ MAY_IMPORT = {
         "sequential",
         "training",
     },
+    "diagnosis": {"batches", "layers", "parameters", "training"},
+    "plot": {
+        "diagnosis",
+        "layers",
+        "parameters",
+        "sequential",
+        "training",
+    },  # training for its types
 }
 
 
