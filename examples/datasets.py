@@ -55,7 +55,8 @@ def sunspots() -> tuple[Codes, Floats]:
 def co2() -> Floats:
     """Return CO2 in parts per million, week by week (2284,); NaN where a week is missing."""
     data = required("statsmodels.datasets.co2").load_pandas().data
-    return data["co2"].to_numpy(np.float32)
+    weeks: Floats = data["co2"].to_numpy(np.float32)
+    return weeks
 
 
 def topics() -> str:

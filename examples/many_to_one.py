@@ -56,7 +56,8 @@ def classify(*, epochs: int = 25, seed: int = 0, progress: bool = False) -> Resu
         model, x[:, train], y[train], optimizer=optimizer,
         epochs=epochs, seed=seed, progress=progress,
     )  # fmt: skip
-    accuracy = (rc.predict(model, x[:, test]).argmax(axis=1) == y[test]).mean()
+    logits = np.asarray(rc.predict(model, x[:, test]))
+    accuracy = (logits.argmax(axis=1) == y[test]).mean()
     means = np.stack([images[train][y[train] == digit].mean(axis=0) for digit in range(10)])
     distances = ((images[test][:, None] - means) ** 2).sum(axis=(2, 3))
     return Result(float(accuracy), float((distances.argmin(axis=1) == y[test]).mean()))
@@ -73,9 +74,7 @@ class Windows(NamedTuple):
     place: list[int]  # where in the series that value stands
 
 
-def windows(
-    series: Floats, ahead: int, shortest: int, longest: int, seed: int = 0
-) -> Windows:
+def windows(series: Floats, ahead: int, shortest: int, longest: int, seed: int = 0) -> Windows:
     """Cut a window of random length before every value; what is missing (NaN) is left out."""
     rng = np.random.default_rng(seed)
     x, y, place = [], [], []
