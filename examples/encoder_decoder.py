@@ -207,11 +207,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{name:<7} greedy {found.greedy:.3f}, beam of five {found.beam:.3f} "
             f"(to beat: {found.baseline:.3f})"
         )
-        sources, targets = zip(*task.test[:5], strict=True)
+        sources, targets = zip(*task.test[:: len(task.test) // 6], strict=True)
         for source, target, own in zip(sources, targets, translator.write(sources, 5), strict=True):
             print(f"  {source} -> {own}" + ("" if own == target else f" ({target})"))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    datasets.run_program(main)
