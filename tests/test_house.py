@@ -261,12 +261,21 @@ MAY_IMPORT = {
     "conv1d": {"parameters", "protocol", "ragged", "tape"},
     "dropout": {"parameters", "protocol", "ragged", "tape", "reference"},
     "pooling": {"parameters", "protocol", "ragged", "tape"},
+    "augmentation": {"parameters", "ragged"},
     "serialization": {"_core", "parameters"},
     "sequential": {"parameters", "protocol", "serialization", "tape"},
     "decoding": {"parameters"},
     "encoder_decoder": {"decoding", "parameters", "protocol", "sequential", "tape"},
     "batches": {"parameters"},
     "training": {"batches", "losses", "optimizers", "parameters", "schedules", "serialization"},
+    "diagnosis": {"batches", "layers", "parameters", "training"},
+    "plot": {
+        "diagnosis",
+        "layers",
+        "parameters",
+        "sequential",
+        "training",
+    },  # training for its types
 }
 
 

@@ -176,6 +176,65 @@ def test_a_chain_is_its_layers_one_by_one() -> None:
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
+def test_gates_and_state_gradients_are_those_of_the_layers(ragged: bool, batch_first: bool) -> None:
+    """In a chain inside a chain too; layers without gates are left out."""
+    options: dict[str, Any] = {"dtype": "float64", "batch_first": batch_first}
+    conv, gru = rc.Conv1d(F, 4, 3, stride=2, seed=0, **options), rc.GRU(4, 3, seed=1, **options)
+    lstm = rc.LSTM(3, 2, num_layers=2, bidirectional=True, seed=2, **options)
+    head = rc.Sequential(rc.Linear(4, 2, dtype="float64", seed=3))
+    model = rc.Sequential(
+        {"encoder": rc.Sequential({"conv": conv, "gru": gru}), "lstm": lstm, "head": head}
+    )
+    x, lengths = drawn(ragged, batch_first)
+    shorter = conv.output_lengths(LENGTHS) if ragged else None
+    y1 = conv(x, lengths=lengths)
+    y2, _, gru_tape = gru.forward(y1, lengths=shorter)
+    y3, _, lstm_tape = lstm.forward(y2, lengths=shorter)
+    y4, head_tape = head.forward(y3)
+    dy = np.random.default_rng(1).standard_normal(y4.shape)
+    g4 = head.backward(head_tape, dy)
+    lstm_gates, gru_gates = lstm_tape.gates(), gru_tape.gates()
+    g3 = lstm.backward(lstm_tape, g4.x, return_state_grads=True)
+    g2 = gru.backward(gru_tape, g3.x, return_state_grads=True)
+
+    _, tape = model.forward(x, lengths=lengths)
+    expected = {"encoder": {"gru": gru_gates}, "lstm": lstm_gates}
+    np.testing.assert_equal(flat(tape.gates()), flat(expected))
+    np.testing.assert_equal(flat(tape.tapes["lstm"].gates()), flat(lstm_gates))
+    assert list(tape.tapes) == ["encoder", "lstm", "head"]
+    plain = model.backward(tape, dy, keep=True)
+    assert plain.state_grads is None
+    g = model.backward(tape, dy, return_state_grads=True)
+    assert g.state_grads is not None
+    assert list(g.state_grads) == ["encoder", "lstm"]
+    expected = {"encoder": {"gru": g2.state_grads}, "lstm": g3.state_grads}
+    np.testing.assert_equal(flat(g.state_grads), flat(expected))
+    np.testing.assert_equal(g.params, plain.params)
+
+
+def test_a_chain_without_recurrent_layers_has_no_gates() -> None:
+    model = rc.Sequential(rc.Linear(F, 2, seed=0))
+    y, tape = model.forward(np.ones((T, F)))
+    assert tape.gates() == {}
+    assert model.backward(tape, y, return_state_grads=True).state_grads == {}
+    used = "tape: expected an unused one, got one that backward"
+    with pytest.raises(ValueError, match=used):
+        tape.gates()
+    with pytest.raises(ValueError, match=used):
+        _ = tape.tapes
+
+
+@pytest.mark.parametrize("value", [None, 1, "yes"])
+def test_return_state_grads_is_a_bool(value: Any) -> None:
+    model = rc.Sequential(rc.GRU(F, 2, seed=0))
+    y, tape = model.forward(np.ones((T, F)))
+    with pytest.raises(TypeError, match="return_state_grads: expected True or False, got"):
+        model.backward(tape, y, return_state_grads=value)
+    model.backward(tape, y)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
 def test_gradients_along_a_direction(
     make: Callable[..., rc.Sequential], ragged: bool, batch_first: bool
 ) -> None:

@@ -4,6 +4,7 @@ The layers compute in the compiled module ``rnncore._core``; ``rnncore.reference
 mathematics in plain NumPy, written to be read.
 """
 
+from rnncore import diagnosis, plot
 from rnncore._core import (
     Frozen,
     __version__,
@@ -12,9 +13,11 @@ from rnncore._core import (
     levels,
     set_num_threads,
 )
+from rnncore.augmentation import Compose, Jitter, Scaling, TimeWarp, WindowSlice
 from rnncore.config import set_level, show_config
 from rnncore.conv1d import Conv1d
 from rnncore.decoding import Hypothesis, beam_search, generate, sample
+from rnncore.diagnosis import Verdict, constant_loss, gradient_norms, k_fold, verdict
 from rnncore.dropout import Dropout
 from rnncore.embedding import Embedding
 from rnncore.encoder_decoder import EncoderDecoder
@@ -43,6 +46,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Compose",
     "Conv1d",
     "CosineLR",
     "Dropout",
@@ -52,30 +56,40 @@ __all__ = [
     "Gradients",
     "History",
     "Hypothesis",
+    "Jitter",
     "Linear",
     "Parameters",
     "Pooling",
     "RMSprop",
     "ReduceLROnPlateau",
+    "Scaling",
     "Sequential",
     "StepLR",
     "Tape",
+    "TimeWarp",
+    "Verdict",
     "WarmupLR",
+    "WindowSlice",
     "__version__",
     "beam_search",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "clip_grad_value",
+    "constant_loss",
+    "diagnosis",
     "evaluate",
     "fit",
     "generate",
     "get_level",
     "get_num_threads",
+    "gradient_norms",
     "huber",
+    "k_fold",
     "levels",
     "load",
     "mean_absolute_error",
     "mean_squared_error",
+    "plot",
     "predict",
     "sample",
     "save",
@@ -83,4 +97,5 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "softmax_cross_entropy",
+    "verdict",
 ]

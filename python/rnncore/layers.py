@@ -844,6 +844,13 @@ class _Recurrent(Generic[State]):
         g = self.backward(tape, dy, dstate, keep=True)
         return g.x, g.state, g.params
 
+    def _backprop_traced(
+        self, tape: Tape, dy: Array, dstate: Any
+    ) -> tuple[Array, State, dict[str, Array], dict[str, dict[str, Array]]]:
+        g = self.backward(tape, dy, dstate, keep=True, return_state_grads=True)
+        assert g.state_grads is not None
+        return g.x, g.state, g.params, g.state_grads
+
     def _stream(self, batch_size: int) -> Frozen:
         return self.freeze(batch_size)
 

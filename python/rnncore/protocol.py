@@ -25,7 +25,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Context", "Interface", "Layer", "Stateless", "Stream", "StreamBase"]
+__all__ = ["Context", "Interface", "Layer", "Stateless", "Stream", "StreamBase", "Traced"]
 
 
 class Interface(NamedTuple):
@@ -129,6 +129,16 @@ class Layer(Protocol):
 
     def _stream(self, batch_size: int, /) -> Stream:
         """Return a snapshot that streams; ValueError, saying why, if the layer cannot."""
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """What a layer has besides if it can tell the gradients of its states at every step."""
+
+    def _backprop_traced(
+        self, tape: Any, dy: NDArray[Any], dstate: Any, /
+    ) -> tuple[NDArray[Any] | None, Any, Mapping[str, NDArray[Any]], Mapping[str, Any]]:
+        """Return what ``_backprop`` does, then the gradients of the states by part and name."""
 
 
 class StreamBase:

@@ -25,9 +25,9 @@ from .parameters import (
     as_text,
     check_names,
 )
-from .protocol import Context, Interface, Layer, Stream, StreamBase
+from .protocol import Context, Interface, Layer, Stream, StreamBase, Traced
 from .serialization import Stateful
-from .tape import SavedTape, opened
+from .tape import Gated, SavedTape, opened
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -48,11 +48,16 @@ class SequentialGradients(NamedTuple):
         Name of each layer that has a state to dL/d(its initial state), structured like a state.
     params
         Parameter name to gradient, in the order of ``params``.
+    state_grads
+        None unless ``return_state_grads=True``. Else name of each layer that has a state to the
+        ``state_grads`` of its own ``backward``: ``{"encoder": {"l0": {"h": (T, B, H)}}}``; a chain
+        inside the chain is one more level.
     """
 
     x: NDArray[Any] | None
     state: dict[str, Any]
     params: dict[str, NDArray[Any]]
+    state_grads: dict[str, Any] | None = None
 
 
 class _Saved(NamedTuple):
@@ -83,6 +88,40 @@ class SequentialTape(SavedTape[_Saved]):
     def nbytes(self) -> int:
         """Bytes held; 0 once ``backward`` has consumed the tape."""
         return 0 if self._saved is None else sum(tape.nbytes for tape in self._saved.tapes)
+
+    @property
+    def tapes(self) -> Mapping[str, Any]:
+        """Name of each layer to its own tape, read-only; ValueError once the tape is consumed."""
+        chain = self._layer
+        assert isinstance(chain, Sequential)
+        tapes = opened(SequentialTape, self, chain).tapes
+        return MappingProxyType(dict(zip(chain.layers, tapes, strict=True)))
+
+    def gates(self) -> dict[str, Any]:
+        """Return the gates' activations of every recurrent layer.
+
+        Returns
+        -------
+        dict
+            Name of each layer whose tape has gates to them, as ``Tape.gates`` gives them:
+            ``{"encoder": {"l0": {"i": (T, B, H), ...}, ...}}``. A chain inside the chain is one
+            more level.
+
+        Raises
+        ------
+        ValueError
+            If ``backward`` has consumed the tape.
+
+        Examples
+        --------
+        >>> import numpy as np, rnncore as rc
+        >>> model = rc.Sequential({"encoder": rc.LSTM(2, 3, seed=0), "head": rc.Linear(3, 1)})
+        >>> _, tape = model.forward(np.ones((4, 5, 2)))
+        >>> tape.gates()["encoder"]["l0"]["f"].shape
+        (4, 5, 3)
+        """
+        found = {name: t.gates() for name, t in self.tapes.items() if isinstance(t, Gated)}
+        return {name: gates for name, gates in found.items() if gates}
 
 
 class Sequential:
@@ -345,6 +384,7 @@ class Sequential:
         dstate: Mapping[str, Any] | None = None,
         *,
         keep: bool = False,
+        return_state_grads: bool = False,
     ) -> SequentialGradients:
         """Return the gradients of a loss whose gradient with respect to y is given.
 
@@ -358,16 +398,19 @@ class Sequential:
             Name of a recurrent layer to dL/d(its final state); who is not named has zero.
         keep : default False
             Whether the tape stays usable. Whatever goes wrong leaves it as it was.
+        return_state_grads : default False
+            Also return dL/dh_t (and dL/dc_t) of every recurrent layer for every step.
 
         Returns
         -------
         SequentialGradients
-            ``.x``, ``.state`` and ``.params``.
+            ``.x``, ``.state``, ``.params`` and ``.state_grads``.
 
         Raises
         ------
         TypeError
-            If ``tape`` is no SequentialTape, ``dy`` not of real numbers, or ``keep`` no bool.
+            If ``tape`` is no SequentialTape, ``dy`` not of real numbers, or ``keep`` or
+            ``return_state_grads`` no bool.
         ValueError
             If ``dy`` has another shape, ``dstate`` names something else than a layer with a state,
             or the tape is consumed or of another chain.
@@ -376,10 +419,11 @@ class Sequential:
         """
         opened(SequentialTape, tape, self)
         keep = as_flag("keep", keep)
-        dx, dinitial, params = self._backprop(tape, dy, dstate)
+        traced = as_flag("return_state_grads", return_state_grads)
+        dx, dinitial, params, states = self._backwards(tape, dy, dstate, traced=traced)
         if not keep:
             tape._saved = None
-        return SequentialGradients(dx, dinitial, params)
+        return SequentialGradients(dx, dinitial, params, states if traced else None)
 
     def freeze(self, batch_size: int = 1) -> FrozenSequential:
         """Return a snapshot of the weights that streams: one step at a time, with a state.
@@ -525,16 +569,33 @@ class Sequential:
     def _backprop(
         self, tape: SequentialTape, dy: Any, dstate: Any
     ) -> tuple[NDArray[Any] | None, dict[str, Any], dict[str, NDArray[Any]]]:
+        return self._backwards(tape, dy, dstate, traced=False)[:3]
+
+    def _backprop_traced(
+        self, tape: SequentialTape, dy: Any, dstate: Any
+    ) -> tuple[NDArray[Any] | None, dict[str, Any], dict[str, NDArray[Any]], dict[str, Any]]:
+        return self._backwards(tape, dy, dstate, traced=True)
+
+    def _backwards(
+        self, tape: SequentialTape, dy: Any, dstate: Any, *, traced: bool
+    ) -> tuple[NDArray[Any] | None, dict[str, Any], dict[str, NDArray[Any]], dict[str, Any]]:
+        """Walk through the layers in reverse; the last result is empty unless `traced`."""
         tapes, shape_y, dtype_y = opened(SequentialTape, tape, self)
         dstates = self._states("dstate", dstate)
         d = np.zeros(shape_y, dtype_y) if dy is None else dy
         dinitial: dict[str, Any] = {}
         params: dict[str, Mapping[str, NDArray[Any]]] = {}
+        states: dict[str, Any] = {}
         for (name, layer), layer_tape in reversed([*zip(self._layers.items(), tapes, strict=True)]):
+            own = layer_tape, d, dstates.get(name)
             with _noted(name, layer):
-                d, dinitial[name], params[name] = layer._backprop(layer_tape, d, dstates.get(name))
+                if traced and isinstance(layer, Traced):
+                    d, dinitial[name], params[name], states[name] = layer._backprop_traced(*own)
+                else:
+                    d, dinitial[name], params[name] = layer._backprop(*own)
         flat = {f"{name}.{key}": g for name in self._layers for key, g in params[name].items()}
-        return d, {name: dinitial[name] for name in self._with_state}, flat
+        steps = {name: states[name] for name in self._layers if states.get(name)}
+        return d, {name: dinitial[name] for name in self._with_state}, flat, steps
 
     def _states(self, argument: str, states: Any) -> Mapping[str, Any]:
         """Check a mapping of states by the layers' names."""

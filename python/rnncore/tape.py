@@ -5,15 +5,23 @@ The recurrent layers have a tape of their own, ``rnncore.layers.Tape``, which ho
 
 from __future__ import annotations
 
-from typing import Any, Generic, NoReturn, SupportsIndex, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, SupportsIndex, TypeVar, runtime_checkable
 
 import numpy as np
 
 from .parameters import refuse_copy
 
-__all__ = ["SavedTape", "opened"]
+__all__ = ["Gated", "SavedTape", "opened"]
 
 Saved = TypeVar("Saved", bound=tuple[Any, ...])
+
+
+@runtime_checkable
+class Gated(Protocol):
+    """A tape that can show gates: that of a recurrent layer, and of a chain."""
+
+    def gates(self) -> dict[str, Any]:
+        """Return the gates' activations, by name."""
 
 
 class SavedTape(Generic[Saved]):
