@@ -276,6 +276,20 @@ MAY_IMPORT = {
         "sequential",
         "training",
     },  # training for its types
+    "cases": {"batches", "parameters"},
+    "sklearn": {
+        "cases",
+        "dropout",
+        "layers",
+        "linear",
+        "losses",
+        "optimizers",
+        "parameters",
+        "pooling",
+        "schedules",
+        "sequential",
+        "training",
+    },
 }
 
 
