@@ -268,14 +268,6 @@ MAY_IMPORT = {
     "encoder_decoder": {"decoding", "parameters", "protocol", "sequential", "tape"},
     "batches": {"parameters"},
     "training": {"batches", "losses", "optimizers", "parameters", "schedules", "serialization"},
-    "diagnosis": {"batches", "layers", "parameters", "training"},
-    "plot": {
-        "diagnosis",
-        "layers",
-        "parameters",
-        "sequential",
-        "training",
-    },  # training for its types
     "cases": {"batches", "parameters"},
     "sklearn": {
         "cases",
@@ -290,6 +282,14 @@ MAY_IMPORT = {
         "sequential",
         "training",
     },
+    "diagnosis": {"batches", "layers", "parameters", "training"},
+    "plot": {
+        "diagnosis",
+        "layers",
+        "parameters",
+        "sequential",
+        "training",
+    },  # training for its types
 }
 
 

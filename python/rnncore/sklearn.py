@@ -921,8 +921,10 @@ class RecurrentForecaster(_RealValued):
         As those of ``RecurrentRegressor``.
     cell, hidden_size, ...
         As those of ``RecurrentClassifier``, with other defaults: one direction
-        (``bidirectional=False``), its last step (``pooling="last"``), no dropout and no noise. With
-        ``early_stopping`` the last windows of the series are held out, not any.
+        (``bidirectional=False``), its last step (``pooling="last"``), no dropout and no noise; and,
+        because one series is few data and windows overlap, a short training: ``max_iter=20`` at
+        ``learning_rate_init=3e-3``. With ``early_stopping`` the last windows of the series are held
+        out, not any.
 
     Attributes
     ----------
@@ -976,8 +978,8 @@ class RecurrentForecaster(_RealValued):
         alpha: float = 1e-4,
         batch_size: int | str = "auto",
         learning_rate: str = "cosine",
-        learning_rate_init: float = 5e-3,
-        max_iter: int = 30,
+        learning_rate_init: float = 3e-3,
+        max_iter: int = 20,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,

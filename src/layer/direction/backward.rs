@@ -106,6 +106,9 @@ pub struct ChunkGradients<E> {
     pub reset_operand: Buffer<E>,
 }
 
+/// What is left before some segments, their steps, and the state they begin with.
+type Together<'a, E> = (&'a [Segment<E>], Range<usize>, &'a DirectionState<E>);
+
 /// A segment and the tape of all its steps.
 struct TapedSteps<'a, E> {
     steps: &'a Range<usize>,
@@ -180,17 +183,27 @@ impl<E: Element> BackwardRun<'_, E> {
         tape: &DirectionTape<E>,
         again: Option<&ForwardWeights<E>>,
     ) -> Result<()> {
-        for Segment { steps, kept } in tape.segments.iter().rev() {
-            match kept {
-                Kept::Steps(tape) => self.segment(&TapedSteps { steps, tape })?,
-                Kept::Checkpoint(start) => {
+        let mut left = &tape.segments[..];
+        while let Some((last, before)) = left.split_last() {
+            left = match &last.kept {
+                Kept::Steps(tape) => {
+                    let steps = &last.steps;
+                    self.segment(&TapedSteps { steps, tape })?;
+                    before
+                }
+                Kept::Checkpoint(_) => {
+                    let (before, steps, start) = self.direction.last_together(left);
                     let weights = again.expect("checkpoints come with packed weights");
                     let (tape, _) = self
                         .direction
-                        .recompute(self.means, weights, steps, start)?;
-                    self.segment(&TapedSteps { steps, tape: &tape })?;
+                        .recompute(self.means, weights, &steps, start)?;
+                    self.segment(&TapedSteps {
+                        steps: &steps,
+                        tape: &tape,
+                    })?;
+                    before
                 }
-            }
+            };
         }
         self.put_bias();
         Ok(())
@@ -353,6 +366,24 @@ impl<E: Element> Direction<'_, E> {
             features: self.features,
             slots: self.spec.slots,
         }
+    }
+
+    /// The last segments that are made again at once: all that fit in a chunk, which has to be in memory
+    /// anyway, and at least one. What is left before them, their steps, and the state they begin with.
+    fn last_together<'b>(&self, segments: &'b [Segment<E>]) -> Together<'b, E> {
+        let mut found: Option<Together<'b, E>> = None;
+        for (k, Segment { steps, kept }) in segments.iter().enumerate().rev() {
+            let Kept::Checkpoint(start) = kept else { break };
+            let together = match &found {
+                None => steps.clone(),
+                Some((_, after, _)) => after.start.min(steps.start)..after.end.max(steps.end),
+            };
+            if found.is_some() && self.rows_of(&together).len() > CHUNK_ROWS {
+                break;
+            }
+            found = Some((&segments[..k], together, start));
+        }
+        found.expect("a checkpoint is the last segment")
     }
 
     /// The chunks of a range of steps, in the order in which backward takes them.
