@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import importlib
 import re
-from typing import Any, TypeAlias
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +30,30 @@ Codes: TypeAlias = NDArray[np.int64]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+class MissingPackageError(ImportError):
+    """A package that an example needs is not installed."""
+
+
 def required(module: str) -> Any:
     """Import a module of an optional package, or say in one line what to install."""
+    package = module.split(".")[0]
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        name = {"sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
-        raise ImportError(f"this data needs {name}: pip install rnncore[examples]") from error
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != package:
+            raise  # it is there, and lacks something itself
+        name = {"sklearn": "scikit-learn"}.get(package, package)
+        raise MissingPackageError(
+            f"this example needs {name}: pip install rnncore[examples]"
+        ) from None
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Run an example and leave; what is not installed is said in one line."""
+    try:
+        sys.exit(main())
+    except MissingPackageError as error:
+        sys.exit(str(error))
 
 
 def digits() -> tuple[Floats, Codes]:
@@ -55,7 +74,8 @@ def sunspots() -> tuple[Codes, Floats]:
 def co2() -> Floats:
     """Return CO2 in parts per million, week by week (2284,); NaN where a week is missing."""
     data = required("statsmodels.datasets.co2").load_pandas().data
-    return data["co2"].to_numpy(np.float32)
+    weeks: Floats = data["co2"].to_numpy(np.float32)
+    return weeks
 
 
 def topics() -> str:

@@ -114,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, print the figures beside those to beat, and write."""
     parser = argparse.ArgumentParser(description="One to many: words from their first letters.")
     parser.add_argument("--epochs", type=int, default=15, help="times all words are seen")
-    parser.add_argument("--letters", default="abcdefgilmnoprstuw", help="first letters to go on from")
+    parser.add_argument(
+        "--letters", default="abcdefgilmnoprstuw", help="first letters to go on from"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and words")
     options = parser.parse_args(argv)
     found = learn(epochs=options.epochs, seed=options.seed, progress=True)
@@ -122,14 +124,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"counts of pairs:              {found.baseline:.2f}")
     known = set(datasets.words())
     for temperature, top_k in ((0.0, None), (0.5, None), (1.0, 5), (1.0, None), (1.5, None)):
-        settings = {"temperature": temperature, "top_k": top_k, "seed": options.seed}
-        made = write(found.model, options.letters, **settings)  # type: ignore[arg-type]
-        share = np.mean([w in known for w in write(found.model, options.letters * 20, **settings)])  # type: ignore[arg-type]
-        kept = "all letters" if top_k is None else f"top {top_k}"
-        print(f"\ntemperature {temperature:g}, {kept}: {100 * share:.0f} % are words of the topics")
-        print(" ", " ".join(made))
+        # The first of each letter is shown, all twenty are counted.
+        made = write(
+            found.model, 20 * options.letters,
+            temperature=temperature, top_k=top_k, seed=options.seed,
+        )  # fmt: skip
+        share = sum(word in known for word in made) / len(made)
+        letters = "all letters" if top_k is None else f"{top_k} letters"
+        print(
+            f"temperature {temperature:g}, {letters}: {100 * share:.0f} % are words of the topics"
+        )
+        print(" ", " ".join(made[: len(options.letters)]))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    datasets.run_program(main)

@@ -63,7 +63,8 @@ def run(*, epochs: int = 20, seed: int = 0, progress: bool = False) -> Result:
         model, x[None, train], y[train], optimizer=optimizer,
         epochs=epochs, seed=seed, progress=progress,
     )  # fmt: skip
-    accuracy = float((rc.predict(model, x[None, test]).argmax(axis=1) == y[test]).mean())
+    logits = np.asarray(rc.predict(model, x[None, test]))
+    accuracy = float((logits.argmax(axis=1) == y[test]).mean())
     change = float(abs(layer.params["weight_hh_l0"] - p["weight_hh_l0"]).max())
     return Result(accuracy, nearest_mean(x[train], y[train], x[test], y[test]), gap, change)
 
@@ -83,4 +84,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    datasets.run_program(main)
