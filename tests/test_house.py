@@ -267,7 +267,17 @@ MAY_IMPORT = {
     "decoding": {"parameters"},
     "encoder_decoder": {"decoding", "parameters", "protocol", "sequential", "tape"},
     "batches": {"parameters"},
-    "training": {"batches", "losses", "optimizers", "parameters", "schedules", "serialization"},
+    "progress": set[str](),
+    "evaluation": {"batches", "losses", "parameters"},
+    "training": {
+        "batches",
+        "evaluation",
+        "optimizers",
+        "parameters",
+        "progress",
+        "schedules",
+        "serialization",
+    },
     "cases": {"batches", "parameters"},
     "sklearn": {
         "cases",

@@ -422,15 +422,12 @@ def test_a_warm_start_goes_on() -> None:
         regressor.fit(X, np.zeros((30, 2)))
 
 
-def test_verbose_shows_progress(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rnncore.training._SECONDS_BETWEEN_LINES", -1.0)  # every epoch
+def test_verbose_shows_progress(capsys: pytest.CaptureFixture[str]) -> None:
     X, y = waves(8)
     RecurrentClassifier(**SMALL).fit(X, y)
     assert capsys.readouterr() == ("", "")
     RecurrentClassifier(verbose=True, **SMALL).fit(X, y)
-    assert capsys.readouterr().err.count("epoch") == 3
+    assert "<History of 3 epochs, best " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -478,10 +475,10 @@ def test_the_loss_is_refused_by_name() -> None:
 def test_an_interrupted_training_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = waves(8)
 
-    def interrupt(self: object, rows: int, loss: float) -> None:
+    def interrupt(self: object, share: float, loss: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rnncore.training._Progress.advance", interrupt)
+    monkeypatch.setattr("rnncore.progress.Progress.advance", interrupt)
     with pytest.warns(UserWarning, match="fit: interrupted"):
         classifier = RecurrentClassifier(**SMALL).fit(X, y)
     assert classifier.n_iter_ == 0

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
 import math
+import re
+import subprocess
+import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +18,7 @@ import numpy as np
 import pytest
 
 import rnncore as rc
-from rnncore import training
+from rnncore import progress
 from rnncore.batches import Rows
 
 RNG = np.random.default_rng(7)
@@ -43,6 +49,10 @@ def cases(count: int = 40) -> tuple[list[Any], Any]:
     rng = np.random.default_rng(3)
     x = [rng.standard_normal((n, 2)).astype(np.float32) for n in rng.integers(3, 9, count)]
     return x, np.digitize([float(row.sum()) for row in x], [-1.5, 1.5])
+
+
+def accuracy(prediction: Any, target: Any) -> float:
+    return float((prediction.argmax(1) == target).mean())
 
 
 def same_bits(one: Any, two: Any) -> bool:
@@ -218,6 +228,35 @@ def test_truncation_carries_the_state_and_cuts_the_gradient(batch_first: bool) -
         assert np.allclose(array, model.params[name], rtol=1e-5, atol=1e-7)
 
 
+def language_model() -> rc.Sequential:
+    return rc.Sequential(
+        {
+            "in": rc.Embedding(5, 4, seed=0),
+            "gru": rc.GRU(4, 6, seed=1),
+            "out": rc.Linear(6, 5, seed=2),
+        }
+    )
+
+
+def test_streams_are_read_from_one_end_to_the_other() -> None:
+    codes = np.random.default_rng(0).integers(0, 5, (41, 3))
+    by_hand, model = language_model(), language_model()
+    optimizer = rc.Adam(by_hand, lr=0.01)
+    for _ in range(2):
+        state = None
+        for start in range(0, 40, 16):
+            x, y = codes[start : min(start + 16, 40)], codes[start + 1 : start + 17]
+            logits, tape = by_hand.forward(x, state)
+            state = tape.state
+            optimizer.step(by_hand.backward(tape, rc.softmax_cross_entropy(logits, y)[1]))
+    history = rc.fit(
+        model, codes[:-1], codes[1:], optimizer=rc.Adam(model, lr=0.01), epochs=2,
+        batch_size=8, shuffle=False, truncate=16, **QUIET,
+    )  # fmt: skip
+    assert len(history.update_loss) == 6
+    assert same_bits(by_hand.params, model.params)
+
+
 def test_a_truncated_evaluation_is_the_whole_one() -> None:
     x, _ = cases(10)
     y = [np.arange(len(row)) % 3 for row in x]
@@ -280,30 +319,103 @@ def test_ctrl_c_keeps_the_best_so_far() -> None:
     assert same_bits(model.params, kept[history.best_epoch])
 
 
-def test_ctrl_c_in_the_first_epoch_leaves_the_weights_as_they_were() -> None:
+def test_ctrl_c_in_the_first_epoch_leaves_what_has_been_learnt() -> None:
     x, y = cases()
     model = classifier()
-    before = {name: array.copy() for name, array in model.params.items()}
+    left: list[dict[str, Any]] = []
 
     def interrupt(batch: Any, lengths: Any, rng: Any) -> tuple[Any, Any]:
-        if not same_bits(before, model.params):
+        left.append({name: array.copy() for name, array in model.params.items()})
+        if len(left) == 4:
             raise KeyboardInterrupt
         return batch, lengths
 
     history = rc.fit(model, x, y, batch_size=8, augment=interrupt, **QUIET)
     assert history.stopped == "interrupted"
     assert history.train_loss == []
-    assert same_bits(model.params, before)
+    assert history.best_epoch is None
+    assert len(history.update_loss) == 3
+    assert same_bits(model.params, left[-1])
+    assert not same_bits(model.params, left[0])
 
 
-def test_a_loss_that_is_not_finite_is_named() -> None:
+@pytest.mark.parametrize("delay", np.geomspace(0.0005, 0.3, 12).tolist())
+def test_ctrl_c_at_any_point_leaves_the_best_weights_so_far(delay: float, tmp_path: Path) -> None:
+    x, y = cases()
+    model = classifier()
+    timer = threading.Timer(delay, _thread.interrupt_main)
+
+    def begin(batch: Any, lengths: Any, rng: Any) -> tuple[Any, Any]:
+        if timer.ident is None:
+            timer.start()
+        return batch, lengths
+
+    history = rc.fit(
+        model,
+        x[:20],
+        y[:20],
+        validation=(x[20:], y[20:]),
+        optimizer=rc.Adam(model, lr=0.05),
+        metrics={"accuracy": accuracy},
+        epochs=10**6,
+        batch_size=4,
+        augment=begin,
+        checkpoint=tmp_path / "c.safetensors",
+        **QUIET,
+    )
+    timer.join()
+    assert history.stopped == "interrupted"
+    curves = [history.validation_loss, history.lr, history.seconds, *history.metrics.values()]
+    assert {len(curve) for curve in curves} == {len(history.train_loss)}
+    if history.best_epoch is not None:
+        assert history.validation_loss[history.best_epoch] == min(history.validation_loss)
+        found = rc.evaluate(model, x[20:], y[20:])["loss"]
+        assert found == history.validation_loss[history.best_epoch]
+
+
+@pytest.mark.parametrize("validation", [None, 0.25])
+def test_a_loss_that_is_not_finite_is_named_with_its_row(validation: float | None) -> None:
     x, y = cases()
     x[11] = np.full((4, 2), np.nan, np.float32)
     model = classifier()
     before = {name: array.copy() for name, array in model.params.items()}
-    with pytest.raises(FloatingPointError, match=r"epoch 1, update \d+: the loss is nan"):
-        rc.fit(model, x, y, batch_size=8, **QUIET)
+    expected = r"epoch 1, update \d+: the loss is nan, as x holds nan in row 11 \("
+    with pytest.raises(FloatingPointError, match=expected):
+        rc.fit(model, x, y, batch_size=8, validation=validation, seed=1, **QUIET)
     assert same_bits(model.params, before)
+    expected = r"epoch 1, update 2: the validation loss is nan, as x holds nan in row 11 \("
+    with pytest.raises(FloatingPointError, match=expected):
+        rc.fit(model, x[12:], y[12:], batch_size=14, validation=(x, y), **QUIET)
+
+
+def test_a_target_that_is_not_finite_is_named_with_its_row() -> None:
+    x, y = cases()
+    targets = np.eye(3)[y]
+    targets[5, 1] = np.inf
+    with pytest.raises(FloatingPointError, match=r"the loss is inf, as y holds inf in row 5"):
+        rc.fit(classifier(), x, targets, loss="mse", batch_size=8, **QUIET)
+
+
+def test_a_parameter_that_is_not_finite_is_named() -> None:
+    x, y = cases()
+    model = classifier()
+    kept: dict[str, Any] = {}
+
+    def spoil(history: rc.History) -> None:
+        kept.update({name: array.copy() for name, array in model.params.items()})
+        model.params["gru.bias_hh_l0"][2] = np.inf
+
+    expected = r"epoch 2, update 10: the parameter 'gru.bias_hh_l0' has become inf"
+    with pytest.raises(FloatingPointError, match=expected):
+        rc.fit(model, x, y, batch_size=8, callback=spoil, **QUIET)
+    assert same_bits(model.params, kept)
+
+    def loss(prediction: Any, target: Any) -> tuple[float, Any]:
+        return 1.0, np.full_like(prediction, 1e30)
+
+    one = classifier()
+    with pytest.raises(FloatingPointError, match=r"update 1: the parameter '\S+' has become -?inf"):
+        rc.fit(one, x, y, loss=loss, optimizer=rc.SGD(one, 1e30), batch_size=40, **QUIET)
 
 
 @pytest.mark.parametrize("clip", [{}, {"clip_value": 1.0}, {"clip_norm": 1.0}])
@@ -315,6 +427,46 @@ def test_a_gradient_that_is_not_finite_is_named(clip: dict[str, Any]) -> None:
     expected = r"epoch 1, update 1: the gradient of '\w+\.\w+' is (nan|inf)"
     with pytest.raises(FloatingPointError, match=expected):
         rc.fit(classifier(), x, y, loss=loss, **clip, **QUIET)
+
+
+def test_the_best_weights_are_the_lowest_though_patience_wants_more() -> None:
+    x, y = cases()
+    model = classifier()
+    history = rc.fit(
+        model,
+        x[:20],
+        y[:20],
+        validation=(x[20:], y[20:]),
+        patience=4,
+        min_delta=0.05,
+        **QUIET,
+    )
+    curve = history.validation_loss
+    assert history.stopped == "patience"
+    assert history.best_epoch == int(np.argmin(curve))
+    assert rc.evaluate(model, x[20:], y[20:])["loss"] == min(curve)
+    # No entry of the last four is 0.05 below the one that was such a step down.
+    assert len(curve) == 5
+    assert min(curve) < curve[0]
+
+
+def test_time_ends_it_within_an_epoch(tmp_path: Path) -> None:
+    x, y = cases()
+    path = tmp_path / "c.safetensors"
+    model = classifier()
+
+    def slow(batch: Any, lengths: Any, rng: Any) -> tuple[Any, Any]:
+        time.sleep(0.02)
+        return batch, lengths
+
+    history = rc.fit(
+        model, x, y, validation=0.5, batch_size=1, augment=slow, max_seconds=0.05,
+        checkpoint=path, **QUIET,
+    )  # fmt: skip
+    assert history.stopped == "seconds"
+    assert 1 <= len(history.update_loss) < 20
+    assert len(history.train_loss) == len(history.validation_loss) == 1
+    assert not path.exists()
 
 
 def test_callback_and_time_end_it() -> None:
@@ -353,6 +505,70 @@ def test_a_plateau_sees_the_loss() -> None:
     assert history.lr[-1] < history.lr[1]
 
 
+# ---- Which parameters, how much ------------------------------------------------------------------
+
+
+def test_an_optimizer_of_one_layer_leaves_the_others_alone() -> None:
+    x, y = cases()
+    model = classifier()
+    before = {name: array.copy() for name, array in model.params.items()}
+    only = {"head": model.layers["head"]}
+    history = rc.fit(model, x, y, optimizer=rc.Adam(only, lr=0.05), epochs=5, **QUIET)
+    assert history.train_loss[-1] < history.train_loss[0]
+    for name, array in model.params.items():
+        assert np.array_equal(array, before[name]) == name.startswith("gru"), name
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_weights_of_rows_count_beyond_their_batch(batch_size: int) -> None:
+    """Over an epoch of tiny steps the weights move along the gradient of the weighted mean."""
+    x, y = cases()
+    weights = np.random.default_rng(0).exponential(size=len(y))
+    model = rc.Sequential(
+        rc.GRU(2, 4, seed=0, dtype="float64"),
+        rc.Pooling("last"),
+        rc.Linear(4, 3, seed=1, dtype="float64"),
+    )
+    array, lengths = padded(x)
+    logits, tape = model.forward(array, lengths=lengths)
+    _, gradient = rc.softmax_cross_entropy(logits, y, weights=weights)
+    expected = model.backward(tape, gradient).params
+    before = {name: array.copy() for name, array in model.params.items()}
+    rows = 40 // batch_size * batch_size  # whole batches have the same share of an epoch
+    rc.fit(
+        model, x, y, sample_weight=weights, optimizer=rc.SGD(model, 1e-7), epochs=1,
+        batch_size=batch_size, **QUIET,
+    )  # fmt: skip
+    for name, array in model.params.items():
+        moved = (before[name] - array) / 1e-7 / (40 / batch_size)
+        tolerance = 1e-5 if rows == 40 else 0.1
+        assert np.abs(moved - expected[name]).max() < tolerance, name
+
+
+def test_both_limits_of_the_gradient_hold_and_the_norm_is_that_before() -> None:
+    x, y = cases()
+    norms = []
+    tried: list[dict[str, Any]] = [
+        {},
+        {"clip_value": 1e-3},
+        {"clip_norm": 1e-3},
+        {"clip_value": 0.01, "clip_norm": 1e-3},
+    ]
+    for limits in tried:
+        model = classifier()
+        before = {name: array.copy() for name, array in model.params.items()}
+        history = rc.fit(
+            model, x, y, optimizer=rc.SGD(model, 1.0), epochs=1, batch_size=40, **limits, **QUIET
+        )
+        norms += history.grad_norm
+        moved = np.concatenate([(a - before[n]).ravel() for n, a in model.params.items()])
+        if "clip_norm" in limits:
+            assert np.linalg.norm(moved) == pytest.approx(1e-3, rel=1e-3)
+        elif limits:
+            assert abs(moved).max() == pytest.approx(1e-3, rel=1e-3)
+    assert len(set(norms)) == 1
+
+
 # ---- Checkpoints ---------------------------------------------------------------------------------
 
 
@@ -367,7 +583,7 @@ def resumable(path: Path, epochs: int, *, resume: bool) -> tuple[rc.Sequential, 
         optimizer=optimizer,
         schedule=rc.CosineLR(optimizer, 6),
         validation=0.25,
-        metrics={"accuracy": lambda p, t: float((p.argmax(1) == t).mean())},
+        metrics={"accuracy": accuracy},
         epochs=epochs,
         batch_size=7,
         augment=rounded,
@@ -376,6 +592,63 @@ def resumable(path: Path, epochs: int, *, resume: bool) -> tuple[rc.Sequential, 
         **QUIET,
     )
     return model, history
+
+
+def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "killed.safetensors"
+    folder = Path(__file__).parent
+    program = (
+        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        f"from pathlib import Path; from test_training import resumable\n"
+        f"resumable(Path({str(path)!r}), 10**6, resume=False)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        try:
+            while not path.exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+        finally:
+            process.kill()
+    done = len(rc.load(path)["history.train_loss"])
+    whole, history = resumable(tmp_path / "whole.safetensors", done + 2, resume=False)
+    part, parts = resumable(path, done + 2, resume=True)
+    assert same_bits(whole.params, part.params)
+    assert history.train_loss == parts.train_loss
+    assert not list(tmp_path.glob("killed.*tmp*"))
+
+
+def test_a_training_that_patience_has_ended_stays_ended(tmp_path: Path) -> None:
+    x, y = cases()
+    results = []
+    for _ in range(2):
+        model = classifier()
+        history = rc.fit(
+            model, x[:20], y[:20], validation=(x[20:], y[20:]), patience=3,
+            optimizer=rc.Adam(model, lr=0.1), checkpoint=tmp_path / "c", resume=True, **QUIET,
+        )  # fmt: skip
+        assert history.stopped == "patience"
+        results.append((history.train_loss, dict(model.params)))
+    assert results[0][0] == results[1][0]
+    assert same_bits(results[0][1], results[1][1])
+
+
+def test_the_seed_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    x, y = cases()
+    whole = classifier()
+    path = tmp_path / "c.safetensors"
+    rc.fit(whole, x, y, epochs=2, seed=None, checkpoint=path, **QUIET)
+    seed = int(rc.load(path)["seed"])
+    part, again = classifier(), classifier()
+    rc.fit(part, x, y, epochs=3, seed=None, checkpoint=path, resume=True, **QUIET)
+    rc.fit(again, x, y, epochs=3, seed=seed, **QUIET)
+    assert same_bits(part.params, again.params)
+    with pytest.raises(ValueError, match=rf"seed: expected that of the checkpoint, {seed}, got 4"):
+        rc.fit(part, x, y, epochs=3, seed=4, checkpoint=path, resume=True, **QUIET)
+    part.save(path)
+    with pytest.raises(ValueError, match=r"checkpoint: expected a file of fit, got another"):
+        rc.fit(part, x, y, checkpoint=path, resume=True, **QUIET)
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: expected a folder that exists"):
+        rc.fit(part, x, y, checkpoint=tmp_path / "no" / "c", **QUIET)
 
 
 def rounded(x: Any, lengths: Any, rng: Any) -> tuple[Any, Any]:
@@ -426,21 +699,134 @@ def test_predictions_keep_the_order_of_the_rows(batch_first: bool) -> None:
     assert np.allclose(rc.predict(labels, x, batch_size=7), expected, atol=1e-6)
 
 
+def test_predictions_are_as_long_as_x_and_known_without_rows() -> None:
+    tags = tagger()
+    array = np.zeros((9, 3, 2), np.float32)
+    lengths = [4, 2, 5]
+    found = rc.predict(tags, array, lengths, batch_size=2)
+    assert isinstance(found, np.ndarray)
+    assert np.array_equal(found, tags(array, lengths=lengths))
+    assert np.shape(rc.predict(tags, array[:, :0])) == (9, 0, 3)
+    assert np.shape(rc.predict(classifier(), array[:, :0])) == (0, 3)
+    nested = [[[0.0, 1.0], [1.0, 0.0]], [[1.0, 1.0], [2.0, 0.0]], [[0.0, 0.0], [0.0, 3.0]]]
+    assert [row.shape for row in rc.predict(tags, nested)] == [(2, 3)] * 3
+    strided = rc.Sequential(rc.Conv1d(2, 4, 3, stride=2, seed=0), rc.GRU(4, 3, seed=1))
+    assert np.array_equal(
+        rc.predict(strided, array, lengths, batch_size=2), strided(array, lengths=lengths)
+    )
+
+
+# ---- Other models --------------------------------------------------------------------------------
+
+
+class Ours:
+    """A model with the public methods alone, around a chain."""
+
+    def __init__(self, chain: rc.Sequential) -> None:
+        self.chain = chain
+        self.params = chain.params
+        self.load_params = chain.load_params
+
+    def __call__(self, x: Any, state: Any = None, **options: Any) -> Any:
+        return self.chain(x, state, **options)
+
+    def forward(self, x: Any, state: Any = None, *, lengths: Any = None) -> Any:
+        return self.chain.forward(x, state, lengths=lengths)
+
+    def backward(self, tape: Any, dy: Any) -> Any:
+        return self.chain.backward(tape, dy)
+
+
+class OursWithSteps(Ours):
+    def output_lengths(self, lengths: Any) -> Any:
+        return self.chain.output_lengths(lengths)
+
+
+def test_a_model_needs_public_methods_alone(tmp_path: Path) -> None:
+    x, y = cases()
+    steps = [np.arange(len(row)) % 3 for row in x]
+    whole, ours = classifier(), Ours(classifier())
+    rc.fit(whole, x, y, epochs=2, checkpoint=tmp_path / "c", **QUIET)
+    rc.fit(ours, x, y, epochs=2, **QUIET)
+    assert same_bits(whole.params, ours.params)
+    assert np.array_equal(rc.predict(whole, x), rc.predict(ours, x))
+    tags, theirs = tagger(), OursWithSteps(tagger())
+    rc.fit(tags, x, steps, epochs=2, truncate=3, validation=0.2, **QUIET)
+    rc.fit(theirs, x, steps, epochs=2, truncate=3, validation=0.2, **QUIET)
+    assert same_bits(tags.params, theirs.params)
+
+
+def test_several_inputs_share_their_rows_alone() -> None:
+    rng = np.random.default_rng(0)
+    source = [rng.integers(0, 5, n) for n in rng.integers(2, 7, 30)]
+    target = [np.concatenate([[5], row[::-1][:3]]) for row in source]
+    wanted = [np.concatenate([row[1:], [6]]) for row in target]
+    model = rc.EncoderDecoder(
+        rc.Sequential({"in": rc.Embedding(7, 4, seed=0), "gru": rc.GRU(4, 8, seed=1)}),
+        rc.Sequential(
+            {"in": rc.Embedding(7, 4, seed=2), "gru": rc.GRU(4, 8, seed=3), "out": rc.Linear(8, 7)}
+        ),
+    )
+    history = rc.fit(
+        model, (source, target), wanted, validation=0.2, optimizer=rc.Adam(model, lr=0.03),
+        epochs=8, batch_size=4, **QUIET,
+    )  # fmt: skip
+    assert history.validation_loss[-1] < 0.8 * history.validation_loss[0]
+    (sources, source_lengths), (targets, target_lengths) = padded(source), padded(target)
+    lengths = (source_lengths, target_lengths)
+    as_arrays = rc.evaluate(model, (sources, targets), padded(wanted)[0], lengths)["loss"]
+    assert rc.evaluate(model, (source, target), wanted)["loss"] == pytest.approx(as_arrays)
+    outputs = rc.predict(model, (source, target), batch_size=7)
+    whole = model((sources, targets), lengths=lengths)
+    for k, row in enumerate(outputs):
+        assert np.allclose(row, whole[: len(target[k]), k], atol=1e-6)
+    with pytest.raises(ValueError, match="truncate: expected None with several inputs, got 2"):
+        rc.fit(model, (source, target), wanted, truncate=2, **QUIET)
+
+
 # ---- Progress and printing -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bar", [False, True])
 def test_progress_goes_to_standard_error(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bar: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if bar:
+        pytest.importorskip("tqdm")
     x, y = cases()
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_LINES", 0.0)
-    history = rc.fit(classifier(), x, y, validation=0.2, epochs=2)
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: bar)
+    history = rc.fit(classifier(), x, y, validation=0.2, epochs=2, batch_size=16)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("epoch 1 | train ")
-    assert err.count("validation") == 2
+    lines = re.split("[\r\n]+", err)
+    at = [
+        line for line in lines if re.fullmatch(r"epoch 1/2 at 50 % \| loss \S+ \| 0:00 left", line)
+    ]
+    assert len(at) == (0 if bar else 1)
+    ends = [
+        line for line in lines if re.match(r"epoch [12]/2 \| train \S+ \| validation \S+ \| ", line)
+    ]
+    assert len(ends) == 2
+    assert ("epoch/s" in err) == bar
+    assert f"{history!r}, ended by 'epochs'" in lines
     assert repr(history).startswith("<History of 2 epochs, best validation loss ")
     assert repr(rc.History()) == "<History of 0 epochs>"
+
+
+def test_without_tqdm_there_are_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    x, y = cases()
+    rc.fit(classifier(), x, y, epochs=1)
+    assert capsys.readouterr().err.startswith("<History of 1 epochs, best train loss ")
+
+
+def test_a_verdict_needs_validation() -> None:
+    with pytest.raises(ValueError, match="verdict: expected a training with validation, got one"):
+        rc.History(train_loss=[1.0]).verdict()
 
 
 def test_the_same_seed_gives_the_same_bits_for_any_threads() -> None:
@@ -483,7 +869,39 @@ X, Y = np.zeros((4, 6, 2), np.float32), np.zeros(6, int)
         ({"clip_norm": 0}, ValueError, "clip_norm: expected a number > 0 or None"),
         ({"clip_value": -1.0}, ValueError, "clip_value: expected a number > 0 or None"),
         ({"sample_weight": [1.0]}, ValueError, "sample_weight: expected shape"),
-        ({"sample_weight": [-1.0] * 6}, ValueError, "sample_weight: expected finite numbers >= 0"),
+        ({"sample_weight": [-1.0] * 6}, ValueError, "sample_weight: expected finite values >= 0"),
+        ({"sample_weight": [0.0] * 6}, ValueError, "sample_weight: expected a finite sum > 0"),
+        (
+            {"model": rc.GRU(2, 3)},
+            TypeError,
+            r"got GRU.* \(Sequential\(layer\) makes a model of it",
+        ),
+        ({"y": [[0], [1], [0, 1], [1], [0], [0]]}, ValueError, r"y\[2\]: expected 1 values, as y"),
+        ({"optimizer": rc.Adam(classifier())}, ValueError, "optimizer: expected one of this model"),
+        (
+            {"schedule": rc.StepLR(rc.Adam(classifier()), 1)},
+            ValueError,
+            "schedule: expected one of",
+        ),
+        ({"metrics": {"a": max}}, ValueError, "metrics: expected none without validation"),
+        ({"metrics": [max], "validation": 0.5}, TypeError, "metrics: expected a mapping"),
+        (
+            {"metrics": {"a": 1}, "validation": 0.5},
+            TypeError,
+            "metrics: expected names and callables",
+        ),
+        (
+            {"metrics": {"loss": max}, "validation": 0.5},
+            ValueError,
+            "metrics: expected names other",
+        ),
+        ({"augment": 1}, TypeError, "augment: expected a callable or None"),
+        ({"callback": 1}, TypeError, "callback: expected a callable or None"),
+        ({"checkpoint": 1}, TypeError, "checkpoint: expected a str, bytes or path-like"),
+        ({"min_delta": -1}, ValueError, "min_delta"),
+        ({"validation": float("nan")}, ValueError, "validation: expected a share"),
+        ({"validation": (X, Y[:3])}, ValueError, "y: expected as many rows as x, 6, got 3"),
+        ({"loss": lambda p, t: 1.0}, TypeError, r"loss: expected to return \(loss, gradient\)"),
         ({"lengths": [1, 2]}, ValueError, "lengths"),
         ({"resume": True}, ValueError, "resume: expected False without a checkpoint"),
         ({"shuffle": 1}, TypeError, "shuffle: expected True or False"),
@@ -494,6 +912,17 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], match:
     given = {"model": classifier(), "x": X, "y": Y, **QUIET, **arguments}
     with pytest.raises(error, match=match):
         rc.fit(given.pop("model"), given.pop("x"), given.pop("y"), **given)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_reads_backwards_cannot_be_truncated(nested: bool) -> None:
+    both = rc.GRU(2, 3, bidirectional=True)
+    model = rc.Sequential(rc.Sequential(both) if nested else both)
+    with pytest.raises(ValueError, match="truncate: expected None for a bidirectional model"):
+        rc.fit(model, X, np.zeros((4, 6, 6)), loss="mse", truncate=2, **QUIET)
+    stateless = rc.Sequential(rc.Linear(2, 3))
+    with pytest.raises(ValueError, match="truncate: expected None for a model without a state"):
+        rc.fit(stateless, X, np.zeros((4, 6), int), truncate=2, **QUIET)
 
 
 def test_ragged_targets_must_have_the_steps_of_the_output() -> None:

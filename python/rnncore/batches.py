@@ -48,7 +48,8 @@ class Rows:
     name
         The argument's name, for messages.
     value
-        An array with the axis of rows at ``axis``; or a list of arrays (T_i, ...), one a row.
+        An array with the axis of rows at ``axis``; or a list of arrays or nested lists (T_i, ...),
+        one a row, be their lengths the same or not.
     lengths : default None
         Integers (N,), the steps of each row that count; None with a list, which says it itself.
     axis : default 0
@@ -84,7 +85,7 @@ class Rows:
         self._axis = axis
         self._list: list[NDArray[Any]] | None = None
         self.lengths: NDArray[np.int64] | None = None
-        if is_list_of_rows(value):
+        if is_list_of_rows(value) or _is_nested(value):
             if lengths is not None:
                 raise ValueError(f"lengths: expected None with a list of rows as {name}, got some")
             self._list = _fitting(name, value)
@@ -102,6 +103,13 @@ class Rows:
             if self._array.ndim < 2:
                 raise ValueError(f"lengths: expected None for {name} without time, got some")
             self.lengths = as_lengths(lengths, self._array.shape[1 - axis], self.count)
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """(1,): the steps that a row has at most."""
+        if self._list is not None:
+            return np.array([max(map(len, self._list), default=0)])
+        return np.array([self._array.shape[1 - self._axis]])
 
     @property
     def is_list(self) -> bool:
@@ -129,6 +137,12 @@ class Rows:
         if self._list is None:
             part._array = np.take(self._array, rows, axis=self._axis)
         return part
+
+
+def _is_nested(value: object) -> bool:
+    """Tell whether a value is a list of lists: its rows, even if they are all of one length."""
+    nested = isinstance(value, list) and all(isinstance(row, (list, tuple)) for row in value)
+    return nested and bool(value)
 
 
 def shortened(array: NDArray[Any], steps: int, axis: int) -> NDArray[Any]:

@@ -280,7 +280,7 @@ class _Recurrent(BaseEstimator):  # type: ignore[misc]
             self.model_,
             take(x, training),
             targets[training],
-            loss=loss if weights is None else _Weighed(loss, weights[training].mean()),
+            loss=loss,
             sample_weight=None if weights is None else weights[training],
             optimizer=optimizer,
             schedule=CosineLR(optimizer, self.max_iter) if cosine else None,
@@ -325,28 +325,6 @@ class _Recurrent(BaseEstimator):  # type: ignore[misc]
         head = self.model_.layers["head"].params
         y: NDArray[np.float64] = np.asarray(features, np.float64) @ head["weight"].T + head["bias"]
         return y
-
-
-@dataclass(frozen=True)
-class _Weighed:
-    """A loss whose gradient has the size that the weights of its batch give it.
-
-    A loss divides by the sum of its weights, so that a batch of light cases alone would count as
-    much as one of heavy ones. Over an epoch, gradients divided by the mean weight of all cases add
-    up to that of the weighted mean.
-    """
-
-    loss: Any
-    mean: float
-
-    def __call__(
-        self, prediction: NDArray[Any], targets: NDArray[Any], weights: Any = None
-    ) -> tuple[float, NDArray[Any]]:
-        """Return the loss of a batch, and its gradient."""
-        value, gradient = self.loss(prediction, targets, weights=weights)
-        if weights is not None:
-            gradient *= np.mean(weights) / self.mean
-        return value, gradient
 
 
 @dataclass(frozen=True)
