@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and words")
     options = parser.parse_args(argv)
+    if not options.letters or set(options.letters) - set(datasets.LETTERS):
+        parser.error(f"argument --letters: expected letters a to z, got {options.letters!r}")
     found = learn(epochs=options.epochs, seed=options.seed, progress=True)
     print(f"bits per letter on new words: {found.bits:.2f}")
     print(f"counts of pairs:              {found.baseline:.2f}")

@@ -156,6 +156,15 @@ def test_a_program_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(re.findall(r"^  a\S* b\S*$", printed, re.MULTILINE)) == 5
 
 
+@pytest.mark.parametrize("letters", ["", "aB", "é"])
+def test_letters_that_no_word_begins_with_are_refused(
+    letters: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        one_to_many.main(["--letters", letters])
+    assert "--letters: expected letters a to z, got" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("call", "module", "package"),
     [
