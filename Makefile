@@ -29,12 +29,13 @@ ARM_PACKAGES := qemu-user gcc-aarch64-linux-gnu
 
 .DELETE_ON_ERROR:
 .PHONY: help build demo test test-rust test-python test-arm test-miri lint lint-rust lint-python \
-        fmt wheel check-import coverage activations bench clean
+        fmt wheel check-import coverage activations bench docs clean
 
 help:
 	@echo 'make demo          train the character model of examples/char_lm.py'
 	@echo 'make test          every test, Rust and Python'
 	@echo 'make lint          formats, lints, types, stubs, size of the wheel'
+	@echo 'make docs          the site: guides, equations, interface, examples with their pictures'
 	@echo 'make bench         race PyTorch, JAX, ONNX Runtime and OpenVINO (installs them: 6 GB)'
 	@echo 'make activations   hold sigmoid and tanh of every float32 against exact values'
 	@echo 'CONTRIBUTING.md lists the rest.'
@@ -59,6 +60,10 @@ $(VENV)/.lint: $(VENV)/.created pyproject.toml
 
 $(VENV)/.coverage: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --group coverage
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --group docs
 	touch $@
 
 $(VENV)/.built: $(VENV)/.created $(RUST_SOURCES)
@@ -161,6 +166,15 @@ $(BENCH)/.wheel: $(BENCH)/.peers $(RUST_SOURCES) $(wildcard python/rnncore/*.py)
 bench: $(BENCH)/.wheel
 	$(BENCH)/bin/python benches/bench.py $(ARGS)
 
+# ---- Site ----------------------------------------------------------------------------------------
+
+# It runs the examples, which takes minutes; what has not changed since is not run again. Threads of
+# the BLAS would take the cores from those of the layers.
+docs: $(VENV)/.docs $(VENV)/.built
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going -n docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
 clean:
 	rm -rf $(VENV) $(BENCH) target dist coverage
+	rm -rf docs/_build docs/api/generated docs/api/backreferences docs/examples
 	find python -name '_core*.so' -delete
