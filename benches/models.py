@@ -26,7 +26,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +124,7 @@ class OurText(Side):
         self._optimizer.step(found)
 
     def logits(self, x: Any, state: Any) -> tuple[Array, Any]:
-        """The call of the model."""
+        """Call the model."""
         return self.model(x, state)
 
 
@@ -157,7 +156,7 @@ class OurDigits(Side):
         self._optimizer.step(found)
 
     def logits(self, x: Any, state: Any) -> tuple[Array, Any]:
-        """The call of the chain."""
+        """Call the chain."""
         return self.model(x), None
 
 
@@ -172,8 +171,8 @@ class Torch(Side):
     Parameters
     ----------
     params
-        Our parameters, under "embedding.weight" (where there is one), "recurrent.weight_ih_l0", ...,
-        "head.weight", "head.bias".
+        Our parameters, under "embedding.weight" (where there is one), "recurrent.weight_ih_l0"
+        and so on, "head.weight", "head.bias".
     last
         Whether the output of the last step alone is wanted.
     """
@@ -231,7 +230,7 @@ class Torch(Side):
         self._optimizer.step()
 
     def logits(self, x: Any, state: Any) -> tuple[Array, Any]:
-        """The call, in inference mode."""
+        """Call the modules, in inference mode."""
         with self._torch.inference_mode():
             found, state = self._forward(self._torch.from_numpy(x.copy()), state)
         return found.numpy(), state
@@ -437,15 +436,14 @@ def page_row(name: str, found: Found) -> list[str]:
     ratios = found.ratios(name)
     ours, theirs = (found.last(name, side) for side in SIDES)
     some = len(ours) > 1
-    text = partial(quartiles, shape=model.shape) if some else lambda one: model.shape.format(one[0])
+    text = [quartiles(e, model.shape) if some else model.shape.format(*e) for e in (ours, theirs)]
     return [
         name,
         quartiles(ratios, "{:.2f}"),
         f"{NEEDED:g}",
         report.verdict(float(np.median(ratios)) >= NEEDED),
         *(report.duration(found.seconds(name, side)) for side in SIDES),
-        text(ours),
-        text(theirs),
+        *text,
         model.figure + (f", median of {len(ours)} seeds" if some else ""),
         report.verdict(no_worse(ours, theirs)),
     ]
@@ -466,8 +464,8 @@ def page(machine: str, found: Found) -> str:
     names = [name for name in MODELS if any(row[0] == name for row in found.times)]
     table = report.table(PAGE_HEAD, (page_row(name, found) for name in names))
     said = (
-        "The ratio is PyTorch's time over ours: the median over the turns, and quartiles. Then come "
-        "the seconds of all updates of one training and the validation figures after the last "
+        "The ratio is PyTorch's time over ours: the median over the turns, and quartiles. Then "
+        "come the seconds of all updates of one training and the validation figures after the last "
         f"epoch, lower is better; within {EQUAL:g} they count as equal."
     )
     return f"# Whole models beside PyTorch\n\n```text\n{machine}\n```\n\n{said}\n\n{table}\n"

@@ -101,6 +101,7 @@ def reber_batch(strings: Sequence[Reber]) -> tuple[Batch, Bools]:
         codes[: len(one.text), row] = _codes(one.text)
         possible[: len(one.possible), row] = _marks(one.possible)
     x = one_hot(codes[:-1], len(REBER_SYMBOLS))
+    x[np.arange(T)[:, None] >= lengths] = 0
     return Batch(x, np.maximum(codes[1:], 0), lengths), possible
 
 
@@ -226,7 +227,7 @@ def adding(rng: np.random.Generator, rows: int, steps: int) -> Batch:
 
 
 def temporal_order(rng: np.random.Generator, rows: int) -> Batch:
-    """Draw task 6a of Hochreiter and Schmidhuber (1997): in which order came X and Y?
+    """Draw task 6a of Hochreiter and Schmidhuber (1997): the order of X and Y.
 
     A row begins with E, ends with B, and has 100 to 110 symbols: one of a, b, c, d each, but X or Y
     at a place from 10 to 20 and at another from 50 to 60. Symbols are a b c d X Y E B.
@@ -312,7 +313,7 @@ def mackey_glass(steps: int, delay: float = 17.0, start: float = 1.2) -> NDArray
 
 
 def sunspots() -> tuple[Whole, NDArray[np.float64]]:
-    """Return the years from 1700 to 2008 and their mean numbers of sunspots (N,), of statsmodels."""
+    """Return the years 1700 to 2008 and their mean numbers of sunspots (N,), of statsmodels."""
     data = required("statsmodels.datasets.sunspots", "statsmodels").load_pandas().data
     return data["YEAR"].to_numpy(np.int64), data["SUNACTIVITY"].to_numpy(np.float64)
 

@@ -1,6 +1,6 @@
 """Does it learn what the field says it can? Ten seeds of each task, beside the published figures.
 
-    make tasks                                        every task, ten seeds: half an hour on one core
+    make tasks                                        every task, ten seeds: half an hour
     make tasks ARGS="--tasks copying --seeds 0 1 2"
     make tasks ARGS="--budget 2"                      twice the sequences for everyone
     python benches/tasks.py --help                    in an environment that has what it needs
@@ -44,7 +44,8 @@ CURVE_POINTS = 60  # of each seed, kept
 RESULT_HEAD = ("task", "seed", "budget", "solved", "figure", "sequences", "seconds", "version")
 CURVE_HEAD = ("task", "seed", "sequences", "value")
 PAGE_HEAD = (
-    "task", "published", "figure", "ours: median (quartiles)", "after (quartiles)", "time", "solved", "",
+    "task", "published", "figure", "ours: median (quartiles)", "after (quartiles)", "time",
+    "solved", "",
 )  # fmt: skip
 
 
@@ -109,8 +110,8 @@ _STREAM_DIFFERENCES = (
     "2,000 symbols of ten streams."
 )
 _STREAM_CRITERION = (
-    "ten new streams of 100,000 symbols without a mistake: the possible symbols are always the most "
-    "active outputs"
+    "ten new streams of 100,000 symbols without a mistake: the possible symbols are always the "
+    "most active outputs"
 )
 
 TASKS = (
@@ -119,8 +120,8 @@ TASKS = (
         "Embedded Reber grammar",
         learners.embedded_reber,
         60_000,
-        f"Experiment 1 of {_1997}: predict the next symbol of strings of the embedded Reber grammar; "
-        "256 strings to train on, 256 others to test.",
+        f"Experiment 1 of {_1997}: predict the next symbol of strings of the embedded Reber "
+        "grammar; 256 strings to train on, 256 others to test.",
         f"12 units, with forget gates, instead of 3 or 4 blocks; softmax; {_ADAM}: batches of 4, "
         "rate 0.01. No test string is a training string. Looked at after every 256 strings.",
         "in all strings, of both sets, the possible symbols are always the most active outputs",
@@ -172,8 +173,8 @@ TASKS = (
         partial(learners.continual_reber, forget=False),
         8_000_000,
         _STREAMS,
-        f"{_STREAM_DIFFERENCES} The forget gate is held at 1: its bias is 50, its weights are 0, and "
-        "in float32 its gradients are exactly 0.",
+        f"{_STREAM_DIFFERENCES} The forget gate is held at 1: its bias is 50, its weights are 0, "
+        "and in float32 its gradients are exactly 0.",
         _STREAM_CRITERION,
         "0 % of the trials solved (Gers et al. 2000)",
         "symbols before the first mistake",
@@ -187,11 +188,11 @@ TASKS = (
         "Copying, T = 100",
         learners.copying,
         200_000,
-        "Arjovsky, Shah and Bengio 2016: ten symbols of eight kinds, 99 blanks, a sign, ten blanks; "
-        "after the sign the symbols are to be repeated. Drawn without end.",
-        "A GRU of 96 units, its update gate's biases log U(1, 120) (Tallec and Ollivier 2018); Adam "
-        "instead of RMSprop, batches of 16, a rate of 0.006 that falls with the error. The paper "
-        "draws curves and names no threshold.",
+        "Arjovsky, Shah and Bengio 2016: ten symbols of eight kinds, 99 blanks, a sign, ten "
+        "blanks; after the sign the symbols are to be repeated. Drawn without end.",
+        "A GRU of 96 units, its update gate's biases log U(1, 120) (Tallec and Ollivier 2018); "
+        "Adam instead of RMSprop, batches of 16, a rate of 0.006 that falls with the error. The "
+        "paper draws curves and names no threshold.",
         "99 % of the symbols of 512 new sequences repeated",
         "a unitary net comes near 0 cross-entropy; an LSTM of 40 units beats the 0.173 of knowing "
         "nothing, and does not come near 0 (Arjovsky et al. 2016, figure 1)",
@@ -204,12 +205,12 @@ TASKS = (
         "8 x 8 digits, pixel by pixel",
         learners.digits,
         60,
-        "scikit-learn's digits in its own order, first half to train and second half to test, as in "
-        "its example of a classifier; a net reads the 64 pixels one by one.",
-        "No paper states this task. LSTM of 64 units, dropout 0.2 on its last output; Adam, batches "
-        "of 32, a rate of 0.005 that falls to 0 along a cosine.",
-        "as accurate as the support vector machine of scikit-learn's example, which sees all pixels "
-        "at once: 0.969",
+        "scikit-learn's digits in its own order, first half to train and second half to test, as "
+        "in its example of a classifier; a net reads the 64 pixels one by one.",
+        "No paper states this task. LSTM of 64 units, dropout 0.2 on its last output; Adam, "
+        "batches of 32, a rate of 0.005 that falls to 0 along a cosine.",
+        "as accurate as the support vector machine of scikit-learn's example, which sees all "
+        "pixels at once: 0.969",
         "0.969 by a support vector machine on all pixels at once (scikit-learn's documentation)",
         "accuracy",
         "cross-entropy, training",
@@ -223,8 +224,8 @@ TASKS = (
         40,
         "Kudo, Toyama and Shimbo 1999: nine men say two vowels, 7 to 29 steps of 12 coefficients; "
         "who is it? The 270 utterances to train and 370 to test of the archive.",
-        "A bidirectional LSTM of 48 units, mean over time, dropout 0.2 and 0.5; Adam, batches of 16, "
-        "a rate of 0.005 that falls to 0 along a cosine.",
+        "A bidirectional LSTM of 48 units, mean over time, dropout 0.2 and 0.5; Adam, batches of "
+        "16, a rate of 0.005 that falls to 0 along a cosine.",
         "as accurate as the best of the paper: 0.962",
         "0.941 by the paper's method, 0.962 by a hidden Markov model (Kudo et al. 1999)",
         "accuracy",
@@ -237,10 +238,11 @@ TASKS = (
         "Sunspots of the next year",
         learners.sunspots,
         200,
-        "Weigend, Huberman and Rumelhart 1990: yearly sunspot numbers, trained up to 1920, said one "
-        "year ahead for 1921 to 1955; mean squared error over 1535, the variance of 1700 to 1979.",
-        "A GRU of 16 units reads year after year, where the papers have a window of 12 years; roots "
-        "of the numbers, noise on the input, AdamW; sizes chosen on 1881 to 1920.",
+        "Weigend, Huberman and Rumelhart 1990: yearly sunspot numbers, trained up to 1920, said "
+        "one year ahead for 1921 to 1955; mean squared error over 1535, the variance of 1700 to "
+        "1979.",
+        "A GRU of 16 units reads year after year, where the papers have a window of 12 years; "
+        "roots of the numbers, noise on the input, AdamW; sizes chosen on 1881 to 1920.",
         "at most the 0.097 of the threshold autoregressive model",
         "0.097 by a threshold autoregressive model (Tong and Lim 1980), 0.086 by a net (Weigend et "
         "al. 1990)",
@@ -254,12 +256,14 @@ TASKS = (
         "Mackey-Glass, six steps ahead",
         learners.mackey_glass,
         2000,
-        "Jang 1993: delay 17, x(t + 6) to be said, t = 118 to 617 to train and the next 500 to test; "
-        "root mean squared error over the standard deviation of the test part.",
-        "A GRU of 32 units reads x(t) step by step, where the paper gives x(t), x(t - 6), x(t - 12) "
-        "and x(t - 18); Adam, windows of 60 steps in batches of 32, a rate of 0.01 that falls to 0.",
+        "Jang 1993: delay 17, x(t + 6) to be said, t = 118 to 617 to train and the next 500 to "
+        "test; root mean squared error over the standard deviation of the test part.",
+        "A GRU of 32 units reads x(t) step by step, where the paper gives x(t), x(t - 6), x(t - "
+        "12) and x(t - 18); Adam, windows of 60 steps in batches of 32, a rate of 0.01 that falls "
+        "to 0.",
         "at most the 0.02 of a feed-forward net",
-        "0.02 by a feed-forward net, 0.06 by cascade correlation, 0.007 by ANFIS (Jang 1993, table)",
+        "0.02 by a feed-forward net, 0.06 by cascade correlation, 0.007 by ANFIS (Jang 1993, "
+        "table)",
         "relative error",
         "mean squared error, training",
         unit="updates",
