@@ -104,7 +104,7 @@ class OurText(Side):
 
     def gradients(self, step: Any) -> dict[str, Array]:
         """By layer and parameter."""
-        return self._backward(step, None)[0].params
+        return dict(self._backward(step, None)[0].params)
 
     def _backward(self, step: Step, state: Any) -> tuple[Any, Any]:
         logits, tape = self.chain.forward(step.x, state)
