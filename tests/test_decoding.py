@@ -56,7 +56,12 @@ def test_cold_and_narrow_samples_are_the_likeliest() -> None:
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((3, 50, 9))
     expected = logits.argmax(axis=-1)
-    for options in ({"temperature": 0}, {"temperature": 1e-9}, {"top_k": 1}):
+    for options in (
+        {"temperature": 0},
+        {"temperature": 1e-9},
+        {"temperature": 1e-320},
+        {"top_k": 1},
+    ):
         assert np.array_equal(rc.sample(logits, rng, **options), expected)
 
 
@@ -128,6 +133,8 @@ def test_a_seed_repeats_and_a_stream_goes_on() -> None:
         (1, {}, r"start: expected shape"),
         ([1], {"length": 0}, "length"),
         ([1], {"temperature": -1.0}, "temperature"),
+        ([1], {"end": V}, "end: expected 0 <= value <= V - 1 = 3, got 4"),
+        ([1], {"end": [0]}, r"end: expected shape \(\)"),
     ],
 )
 def test_bad_generation(start: Any, options: dict[str, Any], match: str) -> None:
@@ -185,13 +192,68 @@ def test_a_wider_beam_is_not_worse() -> None:
         assert best[2] >= best[0] - 1e-9
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+def test_searches_side_by_side_are_searches_alone(alpha: float) -> None:
+    model, width, start = language_model(0), 3, [1, 3, 0, 1]
+    found = rc.beam_search(model.freeze(12), start, 8, width=width, end=0, alpha=alpha)
+    assert len(found) == 4
+    assert [len(each[0].codes) for each in found] == [1, 8, 0, 1]  # some end early, others late
+    for each, code in zip(found, start, strict=True):
+        alone = rc.beam_search(model.freeze(width), code, 8, width=width, end=0, alpha=alpha)
+        assert [one.codes.tolist() for one in each] == [one.codes.tolist() for one in alone]
+        assert [one.score for one in each] == pytest.approx([one.score for one in alone])
+        assert [one.ended for one in each] == [one.ended for one in alone]
+    assert rc.beam_search(model.freeze(1), np.zeros(0, int), 8, width=width) == []
+
+
+def test_a_search_goes_on_from_the_state_of_its_stream() -> None:
+    model = language_model(4)
+    stream = model.freeze(2)
+    stream.step([3, 3])
+    found = rc.beam_search(stream, 1, 3, width=2)
+    for hypothesis in found:
+        value = log_probability(model, [3, 1, *hypothesis.codes])
+        before = log_probability(model, [3, 1])
+        assert hypothesis.log_probability == pytest.approx(value - before)
+
+
+class Table:
+    """The least that a stream is: the logits of each symbol for the one before it."""
+
+    def __init__(self, logits: Any) -> None:
+        self.logits, self.state = np.array(logits), np.zeros((1, 9, 0))
+
+    def step(self, codes: Any) -> Any:
+        return self.logits[codes]
+
+
+def test_any_object_with_a_step_is_a_stream() -> None:
+    cycle = np.full((3, 3), -np.inf)
+    cycle[[0, 1, 2], [1, 2, 0]] = 0.0
+    assert rc.generate(Table(cycle), [0], 5, seed=0).tolist() == [1, 2, 0, 1, 2]
+    found = rc.beam_search(Table(cycle), 0, 5, width=4)
+    assert [one.codes.tolist() for one in found] == [[1, 2, 0, 1, 2]]
+    assert found[0].log_probability == 0.0
+
+
+def test_logits_that_leave_nothing_are_refused() -> None:
+    for value in (np.nan, -np.inf):
+        with pytest.raises(ValueError, match="logits: expected a finite largest logit"):
+            rc.beam_search(Table([[value, value]] * 2), 0, 3, width=2)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"width": 0}, "width"), ({"length": 0}, "length"), ({"start": [1, 2]}, "size")],
+    [
+        ({"width": 0}, "width: expected a positive integer, got 0"),
+        ({"length": 0}, "length: expected a positive integer, got 0"),
+        ({"start": [[1, 2]]}, r"start: expected a code or codes \(B,\), got shape \(1, 2\)"),
+        ({"start": [1, 2]}, r"expected shape \(B = 2\), got \(4,\)"),
+        ({"end": -1}, "end: expected 0 <= value <= V - 1 = 3, got -1"),
+        ({"alpha": np.nan}, "alpha: expected a finite number, got nan"),
+    ],
 )
 def test_bad_searches(options: dict[str, Any], match: str) -> None:
     given = {"start": 1, "length": 3, "width": 2, **options}
     with pytest.raises(ValueError, match=match):
-        rc.beam_search(
-            language_model().freeze(2), given["start"], given["length"], width=given["width"]
-        )
+        rc.beam_search(language_model().freeze(2), **given)

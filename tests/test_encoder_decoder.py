@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rnncore as rc
+from gradcheck import assert_gradient
 
 CELLS = [rc.LSTM, rc.GRU, rc.RNN, rc.MGU]
 
@@ -68,6 +69,52 @@ def test_the_gradient_is_that_of_a_central_difference(
         values.append(float((w * model(x, lengths=given)).sum()))
     assert analytic == pytest.approx((values[0] - values[1]) / (2 * eps), rel=1e-6, abs=1e-7)
     assert np.abs(gradients["encoder.reader.weight_hh_l0"]).max() > 1e-6
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_real_inputs_have_gradients_too(ragged: bool) -> None:
+    common: dict[str, Any] = {"dtype": "float64"}
+    model = rc.EncoderDecoder(
+        rc.Sequential(rc.Linear(3, 4, seed=0, **common), rc.GRU(4, 5, seed=1, **common)),
+        rc.Sequential(rc.GRU(2, 5, seed=2, **common), rc.Linear(5, 3, seed=3, **common)),
+    )
+    rng = np.random.default_rng(0)
+    source, target = rng.standard_normal((6, 3, 3)), rng.standard_normal((4, 3, 2))
+    lengths = (np.array([6, 0, 4]), np.array([2, 4, 3])) if ragged else None
+    if lengths is not None:
+        source[np.arange(6)[:, None] >= lengths[0]] = np.nan
+        target[np.arange(4)[:, None] >= lengths[1]] = np.nan
+    y, tape = model.forward((source, target), lengths=lengths)
+    w = rng.standard_normal(y.shape)
+    g = model.backward(tape, w)
+    ds, dt = g.x
+    assert ds is not None
+    assert dt is not None
+
+    def loss(at: Any) -> float:
+        model.load_params({name: at[name] for name in model.params})
+        return float((w * model((at["source"], at["target"]), lengths=lengths)).sum())
+
+    point = {"source": source, "target": target}
+    point |= {name: array.copy() for name, array in model.params.items()}
+    assert_gradient(loss, point, {"source": ds, "target": dt, **g.params}, rng)
+
+
+def test_chains_within_chains_hand_their_states_over() -> None:
+    def stack(name: str, size: int) -> rc.Sequential:
+        inner = rc.Sequential({name: rc.GRU(4, size, seed=1), "lstm": rc.LSTM(size, 5, seed=2)})
+        return rc.Sequential({"embedding": rc.Embedding(7, 4, seed=0), "inner": inner})
+
+    model = rc.EncoderDecoder(stack("gru", 6), stack("gru", 6))
+    x, lengths = batch()
+    y, tape = model.forward(x, lengths=lengths)
+    _, state = model.encoder(x[0], lengths=lengths[0], return_state=True)
+    assert np.array_equal(y, model.decoder(x[1], state, lengths=lengths[1]))
+    g = model.backward(tape, np.ones_like(y))
+    assert np.abs(g.params["encoder.inner.gru.weight_hh_l0"]).max() > 0
+    for other in (stack("gru", 8), stack("rnn", 6)):
+        with pytest.raises(ValueError, match="expected the cell, sizes and dtype"):
+            rc.EncoderDecoder(model.encoder, other)
 
 
 def test_y_is_the_decoder_begun_where_the_encoder_ended() -> None:
@@ -218,6 +265,18 @@ E = rc.Embedding(4, 3)
             ValueError,
             "one direction each",
         ),
+        (
+            rc.Sequential(rc.GRU(3, 4), rc.Pooling("last"), rc.Linear(4, 2)),
+            rc.Sequential(rc.GRU(3, 4)),
+            ValueError,
+            r"encoder.layers\['2'\]: expected a layer with a state to end with",
+        ),
+        (
+            rc.Sequential(E, rc.GRU(3, 4)),
+            rc.Sequential(E, rc.GRU(3, 4)),
+            ValueError,
+            r"decoder.params\['0.weight'\]: expected its own, got the encoder's",
+        ),
     ],
 )
 def test_chains_that_do_not_fit(
@@ -236,6 +295,9 @@ def test_bad_arguments() -> None:
         model(x, lengths=3)
     with pytest.raises(ValueError, match="width"):
         model.translate(x[0], start=1, end=2, length=3, width=0)
+    with pytest.raises(ValueError, match="source: expected an axis of rows"):
+        model.translate([1, 2], start=1, end=2, length=3)
+    assert model.translate(np.zeros((2, 0), int), start=1, end=2, length=3, width=2) == []
     plain = rc.EncoderDecoder(rc.Sequential(rc.GRU(3, 4)), rc.Sequential(rc.GRU(3, 4)))
     with pytest.raises(ValueError, match="decoder: expected an Embedding in front"):
         plain.translate(np.zeros((2, 1, 3)), start=1, end=2, length=3)

@@ -7,12 +7,21 @@ the rows at axis 1, or a mapping or tuple of such.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
-from .parameters import as_integer_array, as_real, as_real_array, as_seed, as_size, as_text
+from .parameters import (
+    as_integer_array,
+    as_real,
+    as_real_array,
+    as_seed,
+    as_size,
+    as_text,
+    check_range,
+    check_shape,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -87,7 +96,8 @@ def sample(
         rows = limited
     # The largest of logits plus Gumbel noise is a draw from their softmax.
     noise = rng.gumbel(size=rows.shape)
-    scaled = (rows - largest[:, None]) / temperature
+    with np.errstate(over="ignore"):  # near 0 all but the largest become -inf, as they should
+        scaled = (rows - largest[:, None]) / temperature
     drawn: NDArray[np.int64] = (scaled + noise).argmax(axis=1).reshape(z.shape[:-1])
     return drawn
 
@@ -150,6 +160,7 @@ def generate(
     single = codes.ndim == 1
     codes = codes.reshape(len(codes), -1)
     steps = as_size("length", length)
+    last = None if end is None else _symbol("end", end)
     _temperature(temperature)
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(as_seed(seed))
     for before in codes[:-1]:
@@ -160,14 +171,26 @@ def generate(
     for _ in range(steps):
         logits = stream.step(current)
         current = sample(logits, rng, temperature=temperature, top_k=top_k)
-        if end is not None:
-            current[done] = end
-            done |= current == end
+        if last is not None:
+            _check_symbol("end", last, np.shape(logits)[-1])
+            current[done] = last
+            done |= current == last
         made.append(current)
         if done.all():
             break
     result = np.array(made)
     return result[:, 0] if single else result
+
+
+def _symbol(name: str, value: object) -> int:
+    """Check a symbol that the caller names."""
+    array = as_integer_array(name, value)
+    check_shape(name, array, ())
+    return int(array)
+
+
+def _check_symbol(name: str, symbol: int, symbols: int) -> None:
+    check_range(name, np.array(symbol), 0, symbols - 1, "V - 1")
 
 
 class Hypothesis(NamedTuple):
@@ -191,15 +214,35 @@ class Hypothesis(NamedTuple):
     ended: bool
 
 
+@overload
 def beam_search(
     stream: Any,
-    start: int,
+    start: int | np.integer[Any],
     length: int,
     *,
     width: int,
     end: int | None = None,
     alpha: float = 0.0,
-) -> list[Hypothesis]:
+) -> list[Hypothesis]: ...
+@overload
+def beam_search(
+    stream: Any,
+    start: Sequence[int] | NDArray[Any],
+    length: int,
+    *,
+    width: int,
+    end: int | None = None,
+    alpha: float = 0.0,
+) -> list[list[Hypothesis]]: ...
+def beam_search(
+    stream: Any,
+    start: ArrayLike,
+    length: int,
+    *,
+    width: int,
+    end: int | None = None,
+    alpha: float = 0.0,
+) -> list[Hypothesis] | list[list[Hypothesis]]:
     """Look for the likeliest sequences, keeping the ``width`` best beginnings at each step.
 
     A score is ``log P / ((5 + n) / 6)**alpha`` for n symbols, the end included.
@@ -207,13 +250,15 @@ def beam_search(
     Parameters
     ----------
     stream
-        What ``freeze(width)`` gives; it goes on from its state, which must be the same in all rows.
+        What ``freeze(width)`` gives, or ``freeze(B * width)`` for B searches side by side; it goes
+        on from its state, which must be the same in all ``width`` rows of a search, one after the
+        other.
     start
-        The code to read first.
+        The code to read first; or codes (B,), one for each search.
     length
         Symbols at most.
     width
-        Beginnings to keep. 1 is greedy.
+        Beginnings to keep. 1 is greedy while ``alpha`` is 0.
     end : default None
         The symbol that ends a sequence.
     alpha : default 0
@@ -222,7 +267,8 @@ def beam_search(
     Returns
     -------
     list of Hypothesis
-        At most ``width``, the best first.
+        At most ``width``, the best first; a list of such lists for codes (B,). It is empty only if
+        no symbol can follow.
 
     Raises
     ------
@@ -241,71 +287,116 @@ def beam_search(
     >>> found = rc.beam_search(model.freeze(3), 1, 6, width=3, end=0)
     >>> len(found), found[0].score >= found[-1].score
     (3, True)
+    >>> [len(each) for each in rc.beam_search(model.freeze(6), [1, 2], 6, width=3, end=0)]
+    [3, 3]
     """
     width = as_size("width", width)
     steps = as_size("length", length)
+    last = None if end is None else _symbol("end", end)
     power = as_real("alpha", alpha)
-    rows = np.zeros(width, np.int64)
-    current = np.full(width, as_integer_array("start", start).item())
-    # All rows begin alike, so only the first one counts at first.
-    scores = np.full(width, -np.inf)
-    scores[0] = 0.0
-    beginnings: list[list[int]] = [[] for _ in range(width)]
-    finished: list[Hypothesis] = []
-    for n in range(1, steps + 1):
-        log_p = _log_softmax(stream.step(current)) + scores[:, None]
-        symbols = log_p.shape[1]
-        # One more for each beginning that might end here.
-        order = np.argsort(-log_p, axis=None, kind="stable")[: 2 * width]
+    if not np.isfinite(power):
+        raise ValueError(f"alpha: expected a finite number, got {as_text(alpha)}")
+    starts = as_integer_array("start", start)
+    if starts.ndim > 1:
+        raise ValueError(f"start: expected a code or codes (B,), got shape {starts.shape}")
+    beams = [_Beam(width, steps, last, power) for _ in range(starts.size)]
+    current = np.repeat(starts, width)  # (B * width,)
+    while any(beam.searching for beam in beams):
+        log_p = _log_softmax(stream.step(current)).reshape(len(beams), width, -1)
+        if last is not None:
+            _check_symbol("end", last, log_p.shape[2])
+        moves = [beam.extended(own) for beam, own in zip(beams, log_p, strict=True)]
+        current = np.concatenate([symbols for _, symbols in moves])
+        rows = np.concatenate([k * width + rows for k, (rows, _) in enumerate(moves)])
+        stream.state = _rows(stream.state, rows)
+    found = [beam.found() for beam in beams]
+    return found if starts.ndim else found[0]
+
+
+class _Beam:
+    """One search: the beginnings that it keeps, and what has ended."""
+
+    def __init__(self, width: int, steps: int, end: int | None, alpha: float) -> None:
+        self.searching = True
+        self._width, self._steps, self._end, self._alpha = width, steps, end, alpha
+        self._beginnings: list[list[int]] = [[] for _ in range(width)]
+        # All rows begin alike, so only the first one counts at first.
+        self._values = np.full(width, -np.inf)
+        self._values[0] = 0.0
+        self._length = 0
+        self._ended: list[Hypothesis] = []
+
+    def extended(self, log_p: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Take a step: from log P of each next symbol (width, V) to the rows and symbols kept.
+
+        Both are (width,), whatever is kept: rows without a beginning count for nothing.
+        """
+        rows, symbols = np.zeros((2, self._width), np.int64)
+        if not self.searching:
+            return rows, symbols
+        self._length += 1
+        kept = self._kept(log_p + self._values[:, None])
+        if not kept or self._settled(kept[0][2]):
+            self.searching = False
+            return rows, symbols
+        n = len(kept)
+        rows[:n], symbols[:n] = [row for row, *_ in kept], [symbol for _, symbol, _ in kept]
+        self._values = np.full(self._width, -np.inf)
+        self._values[:n] = [value for *_, value in kept]
+        self._beginnings = [[*self._beginnings[row], symbol] for row, symbol, _ in kept]
+        self._beginnings += [[] for _ in range(self._width - n)]
+        if self._length == self._steps:
+            self.searching = False
+            self._ended += [
+                self._hypothesis(codes, value, ended=False)
+                for codes, (*_, value) in zip(self._beginnings, kept, strict=False)
+            ]
+        return rows, symbols
+
+    def found(self) -> list[Hypothesis]:
+        """Return the best, best first."""
+        return sorted(self._ended, key=lambda hypothesis: -hypothesis.score)[: self._width]
+
+    def _kept(self, values: NDArray[np.float64]) -> list[tuple[int, int, float]]:
+        """Return (row, symbol, log P) of the best continuations (width, V), and note what ends."""
+        symbols = values.shape[1]
+        # Twice as many as are kept, since each beginning might end here.
+        order = np.argsort(-values, axis=None, kind="stable")[: 2 * self._width]
         kept: list[tuple[int, int, float]] = []
         for place in order:
             row, symbol = divmod(int(place), symbols)
-            value = float(log_p[row, symbol])
-            if value == -np.inf or len(kept) == width:
+            value = float(values[row, symbol])
+            if value == -np.inf or len(kept) == self._width:
                 break
-            if symbol == end:
-                finished.append(_hypothesis(beginnings[row], value, n, power, ended=True))
+            if symbol == self._end:
+                self._ended.append(self._hypothesis(self._beginnings[row], value, ended=True))
             else:
                 kept.append((row, symbol, value))
-        if not kept or _settled(finished, width, kept[0][2], steps, power):
-            kept = []
-            break
-        beginnings = [[*beginnings[row], symbol] for row, symbol, _ in kept]
-        # Rows without a beginning repeat the last one and count for nothing.
-        spare = width - len(kept)
-        beginnings += [[] for _ in range(spare)]
-        rows = np.array([row for row, *_ in kept] + [kept[-1][0]] * spare)
-        current = np.array([symbol for _, symbol, _ in kept] + [kept[-1][1]] * spare)
-        scores = np.array([value for *_, value in kept] + [-np.inf] * spare)
-        stream.state = _rows(stream.state, rows)
-    else:
-        finished += [
-            _hypothesis(codes, float(value), steps, power, ended=False)
-            for codes, value in zip(beginnings, scores, strict=True)
-            if value > -np.inf
-        ]
-    return sorted(finished, key=lambda found: -found.score)[:width]
+        return kept
 
+    def _hypothesis(self, codes: list[int], value: float, *, ended: bool) -> Hypothesis:
+        score = value / self._penalty(self._length)
+        return Hypothesis(np.array(codes, np.int64), value, score, ended)
 
-def _hypothesis(codes: list[int], value: float, n: int, alpha: float, *, ended: bool) -> Hypothesis:
-    score = value / ((5.0 + n) / 6.0) ** alpha
-    return Hypothesis(np.array(codes, np.int64), value, score, ended)
+    def _penalty(self, length: int) -> float:
+        return float(((5.0 + length) / 6.0) ** self._alpha)
 
-
-def _settled(finished: list[Hypothesis], width: int, best: float, steps: int, alpha: float) -> bool:
-    """Tell whether no beginning can still become one of the best."""
-    if len(finished) < width:
-        return False
-    # A score grows with the length at most, and a log-probability only falls.
-    reachable = best / ((5.0 + steps) / 6.0) ** alpha if alpha > 0 else best
-    return reachable <= sorted((found.score for found in finished), reverse=True)[width - 1]
+    def _settled(self, best: float) -> bool:
+        """Tell whether no beginning can still become one of the best."""
+        if len(self._ended) < self._width:
+            return False
+        # A log-probability only falls, and no length divides it by more than this.
+        reachable = best / max(self._penalty(self._length), self._penalty(self._steps))
+        return reachable <= self.found()[-1].score
 
 
 def _log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
-    z = np.asarray(logits, np.float64)
-    if np.isnan(z).any():
-        raise ValueError("logits: expected numbers, got NaN")
-    z = z - z.max(axis=1, keepdims=True)
+    """Return log P of each symbol (B, V), which is -inf for one that is excluded."""
+    z = as_real_array("logits", logits, np.float64)
+    largest = z.max(axis=1, keepdims=True)
+    if not np.isfinite(largest).all():
+        raise ValueError("logits: expected a finite largest logit in every row, got others")
+    z = z - largest
     found: NDArray[np.float64] = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
     return found
 

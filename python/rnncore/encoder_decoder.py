@@ -70,7 +70,8 @@ class EncoderDecoder:
     Parameters
     ----------
     encoder
-        A ``Sequential`` with recurrent layers of one direction, such as Embedding, LSTM.
+        A ``Sequential`` with recurrent layers of one direction, such as Embedding, LSTM. It ends
+        with one: whatever followed would not be used.
     decoder
         A ``Sequential`` with as many layers that have a state, of the same cells and sizes, such as
         Embedding, LSTM, Linear: its y are logits.
@@ -87,7 +88,8 @@ class EncoderDecoder:
     TypeError
         If one is no ``Sequential``.
     ValueError
-        If the states of the two do not fit, or their layouts or dtypes differ.
+        If the states of the two do not fit, their layouts or dtypes differ, they share parameters,
+        or the encoder does not end with a layer that has a state.
 
     Notes
     -----
@@ -314,24 +316,21 @@ class EncoderDecoder:
         width = as_size("width", width)
         _, state = self._encoder(source, lengths=lengths, return_state=True)
         state = self._handed_over(state)
-        rows = np.shape(source)[0 if self.batch_first else 1]
+        rows = _rows_of(state)
+        if not rows:
+            return []
         if width == 1:
             return self._greedy(state, rows, (start, end, length))
-        stream = self._decoder.freeze(width)
-        found = []
-        for row in range(rows):
-            stream.state = _repeated(state, row, width)
-            best = beam_search(stream, start, length, width=width, end=end, alpha=alpha)
-            found.append(best[0].codes if best else np.zeros(0, np.int64))
-        return found
+        stream = self._decoder.freeze(rows * width)
+        stream.state = _repeated(state, width)
+        found = beam_search(stream, np.full(rows, start), length, width=width, end=end, alpha=alpha)
+        return [best[0].codes for best in found]
 
     def _greedy(
         self, state: dict[str, Any], rows: int, symbols: tuple[int, int, int]
     ) -> list[NDArray[np.int64]]:
         """Take the likeliest symbol at each step, all rows at once."""
         start, end, length = symbols
-        if not rows:
-            return []
         stream = self._decoder.freeze(rows)
         stream.state = state
         codes = generate(stream, np.full((1, rows), start), length, temperature=0, end=end, seed=0)
@@ -344,7 +343,8 @@ class EncoderDecoder:
         return {other: state[name] for name, other in self._bridge.items()}
 
     def _interface(self) -> Interface:
-        return Interface(batch_first=self.batch_first, needs_steps=True)
+        ends = self._decoder._interface().ends_steps
+        return Interface(batch_first=self.batch_first, needs_steps=True, ends_steps=ends)
 
     def _extra_state(self) -> dict[str, str]:
         """Return what a checkpoint keeps besides the parameters, of both."""
@@ -386,33 +386,63 @@ def _pair(name: str, value: Any) -> tuple[Any, Any]:
 
 def _bridged(encoder: Sequential, decoder: Sequential) -> dict[str, str]:
     """Return which of the decoder's layers begins where one of the encoder's ends."""
-    ends = [(n, layer) for n, layer in encoder.layers.items() if layer._interface().has_state]
-    begins = [(n, layer) for n, layer in decoder.layers.items() if layer._interface().has_state]
+    ends, begins = _with_state(encoder), _with_state(decoder)
     if not ends or len(ends) != len(begins):
         raise ValueError(
             f"decoder: expected as many layers with a state as the encoder has, {len(ends)} "
             f"(at least 1), got {len(begins)}"
         )
-    for (name, one), (other, two) in zip(ends, begins, strict=True):
-        kinds = [_kind(layer) for layer in (one, two)]
-        if kinds[0] != kinds[1] or getattr(one, "bidirectional", False):
+    last = list(encoder.layers)[-1]
+    if last not in ends:
+        raise ValueError(
+            f"encoder.layers[{last!r}]: expected a layer with a state to end with, since the "
+            f"decoder is given the state alone, got {encoder.layers[last]!r}"
+        )
+    mine = {id(array) for array in encoder.params.values()}
+    for name, array in decoder.params.items():
+        if id(array) in mine:
+            raise ValueError(f"decoder.params[{name!r}]: expected its own, got the encoder's")
+    for (name, one), (other, two) in zip(ends.items(), begins.items(), strict=True):
+        if _kind(one) != _kind(two) or _reads_backwards(one):
             raise ValueError(
                 f"decoder.layers[{other!r}]: expected the cell, sizes and dtype of "
                 f"encoder.layers[{name!r}], one direction each, {one!r}, got {two!r}"
             )
-    return {name: other for (name, _), (other, _) in zip(ends, begins, strict=True)}
+    return dict(zip(ends, begins, strict=True))
+
+
+def _with_state(chain: Sequential) -> dict[str, Any]:
+    """Return the layers of a chain that have a state, a chain within it being one layer."""
+    return {n: layer for n, layer in chain.layers.items() if layer._interface().has_state}
 
 
 def _kind(layer: Any) -> tuple[Any, ...]:
     """Return what decides the structure of a layer's state."""
+    if isinstance(layer, Sequential):
+        return Sequential, *((name, _kind(part)) for name, part in _with_state(layer).items())
     wanted = ("num_layers", "hidden_size", "bidirectional", "dtype")
     return type(layer), *(getattr(layer, name, None) for name in wanted)
 
 
-def _repeated(state: Any, row: int, width: int) -> Any:
-    """Return the state of one row, so many times."""
+def _reads_backwards(layer: Any) -> bool:
+    if isinstance(layer, Sequential):
+        return any(map(_reads_backwards, layer.layers.values()))
+    return bool(getattr(layer, "bidirectional", False))
+
+
+def _rows_of(state: Any) -> int:
+    """Return B, as a state (L, B, H) has it."""
+    while not isinstance(state, np.ndarray):
+        state = next(iter(state.values() if isinstance(state, Mapping) else state))
+    if state.ndim != 3:
+        raise ValueError("source: expected an axis of rows, (T, B, ...) or (B, T, ...), got none")
+    return int(state.shape[1])
+
+
+def _repeated(state: Any, times: int) -> Any:
+    """Return a state in which every row stands so many times, one after the other."""
     if isinstance(state, Mapping):
-        return {name: _repeated(part, row, width) for name, part in state.items()}
+        return {name: _repeated(part, times) for name, part in state.items()}
     if isinstance(state, tuple):
-        return tuple(_repeated(part, row, width) for part in state)
-    return np.repeat(state[:, row : row + 1], width, axis=1)
+        return tuple(_repeated(part, times) for part in state)
+    return np.repeat(state, times, axis=1)
