@@ -18,7 +18,7 @@ from gallery import gallery_settings
 
 project = "rnncore"
 author = "the authors of rnncore"
-copyright = author  # noqa: A001  Sphinx gives the name
+copyright = author
 version = release = rnncore.__version__
 
 extensions = [
