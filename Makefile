@@ -29,7 +29,7 @@ ARM_PACKAGES := qemu-user gcc-aarch64-linux-gnu
 
 .DELETE_ON_ERROR:
 .PHONY: help build demo test test-rust test-python test-arm test-miri lint lint-rust lint-python \
-        fmt wheel check-import coverage activations bench docs clean
+        fmt wheel check-import coverage activations bench bench-models tasks docs clean
 
 help:
 	@echo 'make demo          train the character model of examples/char_lm.py'
@@ -37,6 +37,8 @@ help:
 	@echo 'make lint          formats, lints, types, stubs, size of the wheel'
 	@echo 'make docs          the site: guides, equations, interface, examples with their pictures'
 	@echo 'make bench         race PyTorch, JAX, ONNX Runtime and OpenVINO (installs them: 6 GB)'
+	@echo 'make bench-models  race whole models against PyTorch'
+	@echo 'make tasks         learn what recurrent nets are judged by, ten seeds each'
 	@echo 'make activations   hold sigmoid and tanh of every float32 against exact values'
 	@echo 'CONTRIBUTING.md lists the rest.'
 
@@ -154,7 +156,8 @@ coverage: $(VENV)/.test $(VENV)/.coverage $(VENV)/.built
 # and looks never need it.
 $(BENCH)/.peers: $(VENV)/.created
 	$(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet torch onnxruntime openvino jax onnx matplotlib numpy
+	$(BENCH)/bin/python -m pip install --quiet torch onnxruntime openvino jax onnx matplotlib numpy \
+	    scikit-learn
 	touch $@
 
 $(BENCH)/.wheel: $(BENCH)/.peers $(RUST_SOURCES) $(wildcard python/rnncore/*.py)
@@ -165,6 +168,18 @@ $(BENCH)/.wheel: $(BENCH)/.peers $(RUST_SOURCES) $(wildcard python/rnncore/*.py)
 
 bench: $(BENCH)/.wheel
 	$(BENCH)/bin/python benches/bench.py $(ARGS)
+
+bench-models: $(BENCH)/.wheel
+	$(BENCH)/bin/python benches/models.py $(ARGS)
+
+# aeon is there for one file of data and never imported: it needs none of what it depends on.
+$(VENV)/.tasks: $(VENV)/.created
+	$(BIN)/python -m pip install --quiet matplotlib scikit-learn statsmodels
+	$(BIN)/python -m pip install --quiet --no-deps aeon
+	touch $@
+
+tasks: $(VENV)/.tasks $(VENV)/.built
+	$(BIN)/python benches/tasks.py --docs $(ARGS)
 
 # ---- Site ----------------------------------------------------------------------------------------
 

@@ -385,10 +385,14 @@ def draw(path: Path, results: Sequence[Result]) -> str:
     figure.suptitle("peer time / rnncore time (above 1: rnncore is faster)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
-    # It is kept in the repository: few colours make a fifth of the bytes.
+    fewer_colours(path)
+    return f"drew {path}"
+
+
+def fewer_colours(path: Path) -> None:
+    """Make a picture that is kept in the repository a fifth of its bytes."""
     image = importlib.import_module("PIL.Image").open(path).convert("RGB")
     image.quantize(COLOURS).save(path, optimize=True)
-    return f"drew {path}"
 
 
 def _draw_target(

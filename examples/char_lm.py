@@ -7,7 +7,7 @@
 The model is embedding -> stacked recurrent layers -> linear -> softmax. It is trained by truncated
 backpropagation through time: the text is cut into ``--batch`` streams that are read side by side,
 ``--truncate`` characters at a time. States are carried from one such segment to the next,
-gradients are not.
+gradients are not. All of this is ``rc.fit``; here are only the streams and the learning rate.
 
 The default text is that of pydoc's help topics, in alphabetical order. Topics quote each other at
 length, so a paragraph that has been seen is left out (white space aside): otherwise a third of the
@@ -21,14 +21,12 @@ What is saved are the weights of the best validation figure, not the last ones.
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import os
 import sys
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -40,9 +38,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rnncore as rc
+from rnncore.schedules import Schedule
 
 Codes: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[np.float32]
 Number = TypeVar("Number", int, float)
 Recurrent: TypeAlias = rc.RNN | rc.LSTM | rc.GRU | rc.MGU
 
@@ -51,7 +49,7 @@ VALIDATION_SHARE = 0.1
 # More would be faster, but each begins without context, which costs a little.
 VALIDATION_STREAMS = 8
 VALIDATION_SEGMENT = 256
-SECONDS_BETWEEN_LINES = 5.0
+BIT = math.log(2)  # in nats
 
 
 # ---- Text ----------------------------------------------------------------------------------------
@@ -135,17 +133,6 @@ def streams(codes: Codes, rows: int) -> Codes:
     return pieces
 
 
-def segments(pieces: Codes, truncate: int) -> Iterator[tuple[Codes, Codes]]:
-    """Walk along streams (T + 1, B): inputs and targets (t, B) with t <= truncate.
-
-    >>> [(x.tolist(), y.tolist()) for x, y in segments(np.array([[1], [2], [3], [4]]), 2)]
-    [([[1], [2]], [[2], [3]]), ([[3]], [[4]])]
-    """
-    inputs, targets = pieces[:-1], pieces[1:]
-    for start in range(0, len(inputs), truncate):
-        yield inputs[start : start + truncate], targets[start : start + truncate]
-
-
 # ---- Baseline ------------------------------------------------------------------------------------
 
 
@@ -222,50 +209,30 @@ class Sizes:
 class Model:
     """Embedding -> recurrent layers -> linear: the logits of the next character.
 
-    Sizes: T steps, B rows, V characters in the vocabulary. A state is that of the recurrent layers.
+    Sizes: T steps, B rows, V characters in the vocabulary. ``chain`` goes from codes (T, B) to
+    logits (T, B, V).
     """
 
     def __init__(self, vocabulary: Vocabulary, sizes: Sizes, seed: int) -> None:
         self.vocabulary = vocabulary
-        self.embedding = rc.Embedding(vocabulary.size, sizes.embedding, seed=seed)
-        self.recurrent: Recurrent = CELLS[sizes.cell](
-            sizes.embedding,
-            sizes.hidden,
-            num_layers=sizes.layers,
-            dropout=sizes.dropout,
-            recurrent_dropout=sizes.recurrent_dropout,
-            seed=seed + 1,
+        self.chain = rc.Sequential(
+            {
+                "embedding": rc.Embedding(vocabulary.size, sizes.embedding, seed=seed),
+                "recurrent": CELLS[sizes.cell](
+                    sizes.embedding,
+                    sizes.hidden,
+                    num_layers=sizes.layers,
+                    dropout=sizes.dropout,
+                    recurrent_dropout=sizes.recurrent_dropout,
+                    seed=seed + 1,
+                ),
+                "head": rc.Linear(sizes.hidden, vocabulary.size, seed=seed + 2),
+            }
         )
-        self.head = rc.Linear(sizes.hidden, vocabulary.size, seed=seed + 2)
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """The layers by name, as optimizers, ``rc.save`` and ``rc.load`` take them."""
-        return {"embedding": self.embedding, "recurrent": self.recurrent, "head": self.head}
-
-    def __call__(self, codes: Codes, state: Any = None) -> tuple[Floats, Any]:
-        """Return logits (T, B, V) and the state after them, for codes (T, B)."""
-        y, state = self.recurrent(self.embedding(codes), state)
-        return self.head(y), state
-
-    def forward(self, codes: Codes, state: Any = None) -> tuple[Floats, Any, tuple[Any, Any, Any]]:
-        """Return what the call does, with dropout, and the tapes that ``backward`` needs."""
-        x, x_tape = self.embedding.forward(codes)
-        y, state, y_tape = self.recurrent.forward(x, state)
-        logits, logits_tape = self.head.forward(y)
-        return logits, state, (x_tape, y_tape, logits_tape)
-
-    def backward(self, tapes: tuple[Any, Any, Any], d_logits: Floats) -> dict[str, Any]:
-        """Return the gradients under the names of ``parts``, from dL/dlogits (T, B, V)."""
-        x_tape, y_tape, logits_tape = tapes
-        d_head = self.head.backward(logits_tape, d_logits)
-        d_recurrent = self.recurrent.backward(y_tape, d_head.x)
-        d_embedding = self.embedding.backward(x_tape, d_recurrent.x)
-        return {"embedding": d_embedding, "recurrent": d_recurrent, "head": d_head}
 
     def save(self, path: Path) -> None:
         """Write weights and vocabulary to one safetensors file."""
-        rc.save(path, {**self.parts, "vocabulary": self.vocabulary.code_points})
+        rc.save(path, {**self.chain.layers, "vocabulary": self.vocabulary.code_points})
 
     @classmethod
     def load(cls, path: Path) -> Model:
@@ -282,252 +249,131 @@ class Model:
             embedding=arrays["embedding.weight"].shape[1],
         )
         model = cls(Vocabulary(arrays["vocabulary"]), sizes, seed=0)
-        rc.load(path, into={**model.parts, "vocabulary": model.vocabulary.code_points})
+        rc.load(path, into={**model.chain.layers, "vocabulary": model.vocabulary.code_points})
         return model
 
     def __repr__(self) -> str:
         """Show the layers."""
-        count = sum(array.size for part in self.parts.values() for array in part.params.values())
-        return "\n".join([*map(repr, self.parts.values()), f"{count:,} parameters"])
+        count = sum(array.size for array in self.chain.params.values())
+        return "\n".join([*map(repr, self.chain.layers.values()), f"{count:,} parameters"])
+
+
+def bits(logits: NDArray[Any], targets: Codes) -> tuple[float, NDArray[Any]]:
+    """Return the cross-entropy in bits per character, and its gradient."""
+    nats, gradient = rc.softmax_cross_entropy(logits, targets)
+    return nats / BIT, gradient / BIT
+
+
+def validation_pair(codes: Codes) -> tuple[Codes, Codes]:
+    """Return inputs and targets (T, B) of all codes (N,)."""
+    pieces = streams(codes, min(VALIDATION_STREAMS, len(codes) - 1))
+    return pieces[:-1], pieces[1:]
 
 
 def evaluate(model: Model, codes: Codes) -> float:
     """Return the mean bits per character of codes (N,), without dropout, the state carried on."""
-    pieces = streams(codes, min(VALIDATION_STREAMS, len(codes) - 1))
-    nats, state = 0.0, None
-    for inputs, targets in segments(pieces, VALIDATION_SEGMENT):
-        logits, state = model(inputs, state)
-        loss, _ = rc.softmax_cross_entropy(logits, targets)
-        nats += loss * targets.size
-    return nats / math.log(2) / pieces[1:].size
+    inputs, targets = validation_pair(codes)
+    return rc.evaluate(model.chain, inputs, targets, loss=bits, truncate=VALIDATION_SEGMENT)["loss"]
 
 
 def sample(model: Model, prompt: str, length: int, temperature: float, seed: int) -> str:
     """Let the model continue a prompt, one character after the other.
 
-    The recurrent layers are frozen: their weights are packed once, and a step keeps its own state.
+    The chain is frozen: its weights are packed once, and a step keeps its own state.
     """
     rng = np.random.default_rng(seed)
-    stream = model.recurrent.freeze()
+    stream = model.chain.freeze()
     codes = model.vocabulary.encode(prompt).tolist()
     for code in codes[:-1]:
-        stream.step(model.embedding(code))
+        stream.step(code)
     for _ in range(length):
-        logits = model.head(stream.step(model.embedding(codes[-1]))).astype(np.float64)
+        logits = stream.step(codes[-1])
         logits[0] = -np.inf  # the unknown is no character that could be written
-        weights = np.exp((logits - logits.max()) / temperature)
-        codes.append(int(rng.choice(len(weights), p=weights / weights.sum())))
+        codes.append(int(rc.sample(logits, rng, temperature=temperature)))
     return prompt + model.vocabulary.decode(codes[len(prompt) :])
 
 
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def optional_module(name: str) -> Any | None:
-    """Import what makes the output nicer, or return None where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
+class StraightToZero(Schedule):
+    """Lower the rate along a line to zero, whose end can be brought nearer.
+
+    The last epochs then average out the noise of the first.
+
+    >>> optimizer = rc.SGD({"w": np.zeros(2)}, lr=1.0)
+    >>> schedule = StraightToZero(optimizer, 4)
+    >>> schedule.step()
+    >>> optimizer.lr
+    0.75
+    >>> schedule.end_at(2)
+    >>> optimizer.lr
+    0.5
+    """
+
+    def __init__(self, optimizer: Any, steps: int) -> None:
+        super().__init__(optimizer, optimizer.lr, {"steps": steps})
+
+    def _rate(self, step: float) -> float:
+        return self._settings["base_lr"] * max(1.0 - step / self._settings["steps"], 0.0)
+
+    def end_at(self, steps: float) -> None:
+        """Bring the end nearer, and go on along the new line."""
+        self._settings["steps"] = min(self._settings["steps"], steps)
+        self._optimizer.lr = self._rate(self._settings["step"])
 
 
-class Progress:
-    """A bar of tqdm on a terminal where it is installed; else a line every few seconds."""
+def train(
+    model: Model, codes: Codes, validation: Codes, options: argparse.Namespace, path: Path
+) -> rc.History:
+    """Train a model; keep the weights of its best validation figure, in a file too.
 
-    def __init__(self, total: int) -> None:
-        tqdm = optional_module("tqdm") if sys.stderr.isatty() else None
-        self._bar = tqdm.tqdm(total=total, unit="char", unit_scale=True) if tqdm else None
-        self._total, self._done = total, 0
-        self._began = self._last = time.perf_counter()
-        self._recent: deque[float] = deque(maxlen=50)
+    The rate falls to zero at the end of the epochs, or where the time ends at the speed so far. So
+    a machine with time to spare has the same result every time.
+    """
+    pieces = streams(codes, options.batch)
+    optimizer = rc.Adam(model.chain, lr=options.lr)
+    per_epoch = math.ceil((len(pieces) - 1) / options.truncate)
+    schedule = StraightToZero(optimizer, options.epochs * per_epoch)
 
-    @property
-    def seconds(self) -> float:
-        """The time since the beginning."""
-        return time.perf_counter() - self._began
+    def after_epoch(history: rc.History) -> None:
+        done = len(history.update_loss)
+        schedule.end_at(max(done * options.seconds // sum(history.seconds), done))
+        if history.best_epoch == len(history.train_loss) - 1:
+            model.save(path)
 
-    @property
-    def speed(self) -> str:
-        """Characters per second and the time left, validation included."""
-        rate = self._done / self.seconds
-        left = round((self._total - self._done) / rate) if rate else 0
-        return f"{rate:,.0f} characters/s | {left // 60}:{left % 60:02d} left"
-
-    def advance(self, characters: int, loss: float) -> None:
-        """Count characters that have been read, with their mean loss in nats."""
-        self._done += characters
-        self._recent.append(loss)
-        text = losses(sum(self._recent) / len(self._recent))
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(characters)
-        elif time.perf_counter() - self._last > SECONDS_BETWEEN_LINES:
-            self._last = time.perf_counter()
-            print(f"  {text} | {self.speed}", flush=True)
-
-    def line(self, text: str) -> None:
-        """Print a line that stays."""
-        if self._bar is not None:
-            self._bar.write(text)
-        else:
-            print(text, flush=True)
-
-    def shorten(self, total: int) -> None:
-        """Take notice that there is less to do."""
-        self._total = total
-        if self._bar is not None:
-            self._bar.total = total
-
-    def close(self) -> None:
-        """Give the terminal back."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def losses(nats: float) -> str:
-    """Write a mean loss in both of its units."""
-    return f"loss {nats:.3f} | train {nats / math.log(2):.3f} bits/char"
-
-
-@dataclass
-class History:
-    """What the learning curve shows."""
-
-    train: list[float] = field(default_factory=list)
-    """The loss of every update, in nats."""
-    validation: dict[int, float] = field(default_factory=dict)
-    """Bits per character after so many updates."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How to train: see the options of the same names."""
-
-    lr: float
-    clip: float
-    batch: int
-    truncate: int
-    epochs: int
-    seconds: float
-    seed: int
-
-
-class Trainer:
-    """Trains a model and keeps the weights of its best validation figure in a file."""
-
-    def __init__(
-        self, model: Model, train: Codes, validation: Codes, schedule: Schedule, path: Path
-    ) -> None:
-        self.model = model
-        self.history = History()
-        self._train, self._validation = train, validation
-        self._schedule, self._path = schedule, path
-        self._rng = np.random.default_rng(schedule.seed)
-        self._optimizer = rc.Adam(model.parts, lr=schedule.lr)
-        # An epoch is whole segments, from any start within the first one.
-        self._per_epoch = (len(train) - schedule.truncate) // schedule.batch // schedule.truncate
-        self._total = schedule.epochs * self._per_epoch
-        self._progress = Progress(self._total * schedule.batch * schedule.truncate)
-
-    @property
-    def best(self) -> float:
-        """The best validation figure so far, in bits per character."""
-        return min(self.history.validation.values(), default=math.inf)
-
-    @property
-    def _finished(self) -> bool:
-        """Whether all updates are done or the time is up."""
-        late = self._progress.seconds > self._schedule.seconds
-        return late or len(self.history.train) >= self._total
-
-    def run(self) -> None:
-        """Train until the epochs are done, the time is up, or Ctrl-C."""
-        epoch = 0
-        try:
-            while not self._finished:
-                self._epoch()
-                epoch += 1
-                self._validate(f"epoch {epoch}/{math.ceil(self._total / self._per_epoch)}")
-                self._plan()
-        except KeyboardInterrupt:
-            self._progress.line("interrupted: going on with the best weights so far")
-            if not self.history.validation:
-                self._validate("interrupted")
-        finally:
-            self._progress.close()
-
-    def _plan(self) -> None:
-        """Reduce the updates to those that the time allows, at the speed so far.
-
-        The learning rate then falls faster and is zero at the end all the same. A machine with time
-        to spare keeps to its epochs, and has the same result every time.
-        """
-        done = len(self.history.train)
-        affordable = int(done * self._schedule.seconds / self._progress.seconds)
-        if affordable < self._total:
-            self._total = max(affordable, done)
-            self._progress.shorten(self._total * self._schedule.batch * self._schedule.truncate)
-
-    def _epoch(self) -> None:
-        """Read the training text once, from a start that is not always the same."""
-        truncate = self._schedule.truncate
-        start = int(self._rng.integers(truncate))
-        pieces = streams(self._train[start:], self._schedule.batch)[
-            : self._per_epoch * truncate + 1
-        ]
-        state = None
-        for inputs, targets in segments(pieces, truncate):
-            if self._finished:
-                return
-            # A straight line to zero: the last epochs average out the noise of the first.
-            self._optimizer.lr = self._schedule.lr * (1.0 - len(self.history.train) / self._total)
-            loss, state = self._update(inputs, targets, state)
-            self.history.train.append(loss)
-            self._progress.advance(targets.size, loss)
-
-    def _update(self, inputs: Codes, targets: Codes, state: Any) -> tuple[float, Any]:
-        """Make one step of the optimizer; the state is carried on, its gradient ends here."""
-        logits, state, tapes = self.model.forward(inputs, state)
-        loss, d_logits = rc.softmax_cross_entropy(logits, targets)
-        gradients = self.model.backward(tapes, d_logits)
-        rc.clip_grad_norm(gradients, self._schedule.clip)
-        self._optimizer.step(gradients)
-        return loss, state
-
-    def _validate(self, label: str) -> None:
-        """Measure, report, and save what is the best so far."""
-        bits = evaluate(self.model, self._validation)
-        if bits < self.best:
-            self.model.save(self._path)
-        recent = self.history.train[max(self.history.validation, default=0) :]
-        self.history.validation[len(self.history.train)] = bits
-        mean = sum(recent) / len(recent) if recent else math.nan
-        self._progress.line(
-            f"{label} | {losses(mean)} | validation {bits:.3f} bits/char | {self._progress.speed}"
-        )
-
-
-def draw(path: Path, history: History, schedule: Schedule, trigram: float) -> str:
-    """Draw the learning curve, and return a line that tells where, or what is missing."""
-    matplotlib = optional_module("matplotlib.figure")
-    if matplotlib is None:
-        return "no learning curve: it needs matplotlib (pip install matplotlib)"
-    # A figure of its own: pyplot would look for a display.
-    figure = matplotlib.Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="characters read (thousands)", ylabel="bits per character", title="Learning curve"
+    history = rc.fit(
+        model.chain,
+        pieces[:-1],
+        pieces[1:],
+        loss=bits,
+        optimizer=optimizer,
+        schedule=schedule,
+        schedule_every="update",
+        epochs=options.epochs,
+        batch_size=options.batch,
+        truncate=options.truncate,
+        shuffle=False,
+        clip_norm=options.clip / BIT,  # the option is in nats, as the figures of others are
+        validation=validation_pair(validation),
+        max_seconds=options.seconds,
+        callback=after_epoch,
+        seed=options.seed,
     )
-    scale = schedule.batch * schedule.truncate / 1000
-    width = max(len(history.train) // 200, 1)  # at most some 200 points, each a mean
-    blocks = [history.train[i : i + width] for i in range(0, len(history.train), width)]
-    train = [sum(block) / len(block) / math.log(2) for block in blocks]
-    places = [scale * width * (i + 1) for i in range(len(blocks))]
-    axes.plot(places, train, label="train", linewidth=1, color="tab:gray")
-    places = [scale * updates for updates in history.validation]
-    axes.plot(places, list(history.validation.values()), "o-", label="validation")
+    model.save(path)
+    return history
+
+
+def draw(path: Path, history: rc.History, trigram: float) -> str:
+    """Draw the learning curve, and return a line that tells where, or what is missing."""
+    try:
+        axes = history.plot()
+    except ImportError as error:
+        return f"no learning curve: {error}"
     axes.axhline(trigram, linestyle="--", color="tab:red", label="trigram, validation")
+    axes.set_ylabel("bits per character")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    axes.figure.savefig(path, dpi=120)
     return f"learning curve: {path}"
 
 
@@ -642,26 +488,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"argument --out: {error}")
-    train, validation = vocabulary.encode(train_text), vocabulary.encode(validation_text)
+    train_codes = vocabulary.encode(train_text)
+    validation = vocabulary.encode(validation_text)
 
-    print(f"text: {len(train):,} characters to train on, {len(validation):,} to validate on")
+    print(f"text: {len(train_codes):,} characters to train on, {len(validation):,} to validate on")
     print(f"vocabulary: {vocabulary.size - 1} characters and one for all others")
     trigram = trigram_bits(train_text, validation_text)
     print(f"trigram count model: validation {trigram:.3f} bits/char")
     print(model, flush=True)
 
     path = options.out / "char_lm.safetensors"
-    schedule = Schedule(**{item.name: getattr(options, item.name) for item in fields(Schedule)})
-    trainer = Trainer(model, train, validation, schedule, path)
-    trainer.run()
-    print(f"best validation: {trainer.best:.3f} bits/char, trigram {trigram:.3f}")
-    print(draw(options.out / "char_lm.png", trainer.history, schedule, trigram))
+    history = train(model, train_codes, validation, options, path)
+    if history.stopped == "interrupted":
+        print("interrupted: going on with the best weights so far")
+    best = evaluate(model, validation)
+    print(f"best validation: {best:.3f} bits/char, trigram {trigram:.3f}")
+    print(draw(options.out / "char_lm.png", history, trigram))
 
     saved = Model.load(path)
     again = evaluate(saved, validation)
     # Not bit for bit: linear layers use NumPy's BLAS, which promises no such thing.
-    if not math.isclose(again, trainer.best, rel_tol=1e-6):
-        raise RuntimeError(f"{path}: expected {trainer.best} bits/char after reload, got {again}")
+    if not math.isclose(again, best, rel_tol=1e-6):
+        raise RuntimeError(f"{path}: expected {best} bits/char after reload, got {again}")
     print(f"model: {path}, reloaded: validation {again:.3f} bits/char")
     print(f"sample at temperature {options.temperature:g}:\n")
     print(sample(saved, options.prompt, options.sample, options.temperature, options.seed))

@@ -24,7 +24,6 @@ of all runs, and ``curves.png``, the curves of step 4.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +31,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import datasets
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import rnncore as rc
@@ -84,11 +83,11 @@ class Outcome(NamedTuple):
 
 def load(rows: int, seed: int) -> Data:
     """Split the digits into parts, at random."""
-    digits = importlib.import_module("sklearn.datasets").load_digits()
-    x = np.ascontiguousarray((digits.images / 16).transpose(1, 0, 2), np.float32)
+    images, y = datasets.digits()
+    x = np.ascontiguousarray(images.transpose(1, 0, 2))
     order = np.random.default_rng(seed).permutation(x.shape[1])
     cuts = np.split(order, [rows, rows + VALIDATION_ROWS])
-    return Data(*(Part(x[:, part], digits.target[part].astype(np.int64)) for part in cuts))
+    return Data(*(Part(x[:, part], y[part]) for part in cuts))
 
 
 def shifted(
@@ -199,7 +198,7 @@ def line(label: str, outcome: Outcome) -> str:
 def draw(outcomes: dict[str, Outcome], path: Path) -> None:
     """Save the learning curves of all runs."""
     runs = {label: o.history for label, o in outcomes.items() if o.history is not None}
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    figure = datasets.required("matplotlib.figure").Figure(figsize=(13, 6.5), layout="constrained")
     grid = figure.subplots(2, -(-len(runs) // 2), sharey=True, squeeze=False).ravel()
     for ax, (label, history) in zip(grid, runs.items(), strict=False):
         rc.plot.learning_curve(history, ax)
@@ -238,7 +237,7 @@ def study(data: Data, epochs: int, folds: int, seed: int, path: Path) -> None:
         for value, verdict in zip(strengths.values, strengths.verdicts(), strict=True)
     )
     print(f"validation curve: best weight_decay {strengths.values[strengths.best]:g} ({words})")
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = datasets.required("matplotlib.figure").Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     rc.plot.learning_curve(curve, left)
     rc.plot.validation_curve(strengths, right)
@@ -287,4 +286,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    datasets.run_program(main)

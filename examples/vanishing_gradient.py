@@ -33,8 +33,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import datasets
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import rnncore as rc
@@ -139,7 +139,7 @@ def run(layers: dict[str, Recurrent], steps: int, updates: int, seed: int) -> di
 
 def draw(layers: dict[str, Recurrent], results: dict[str, Result], steps: int, out: Path) -> None:
     """Save both pictures."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = datasets.required("matplotlib.figure").Figure(figsize=(11, 4.5), layout="constrained")
     before, after = figure.subplots(1, 2, sharey=True)
     for label, result in results.items():
         before.plot(result.before, label=label)
@@ -194,4 +194,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    datasets.run_program(main)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import doctest
+import itertools
 import math
 import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import rnncore as rc
 from gradcheck import assert_gradient
@@ -65,20 +65,11 @@ def small_model(cell: str = "lstm", seed: int = 0, **options: Any) -> char_lm.Mo
     return char_lm.Model(char_lm.Vocabulary.of(TEXT), sizes, seed)
 
 
-def schedule(**changes: Any) -> char_lm.Schedule:
-    values: dict[str, Any] = {
+def options(**changes: Any) -> argparse.Namespace:
+    values = {
         "lr": 0.01, "clip": 1.0, "batch": 4, "truncate": 16, "epochs": 3, "seconds": 60.0, "seed": 0
     }  # fmt: skip
-    return char_lm.Schedule(**values | changes)
-
-
-def leaves(tree: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of layers or their gradients under joined names."""
-    return {
-        f"{part}.{name}": array
-        for part, holder in tree.items()
-        for name, array in holder.params.items()
-    }
+    return argparse.Namespace(**values | changes)
 
 
 # ---- Text ----------------------------------------------------------------------------------------
@@ -126,15 +117,6 @@ def test_streams_predict_every_character_once(length: int, rows: int) -> None:
     targets = pieces[1:].T.ravel()
     np.testing.assert_array_equal(targets, np.arange(1, targets.size + 1))
     assert length - 1 - targets.size < rows
-
-
-@pytest.mark.parametrize("truncate", [1, 4, 5, 12, 50])
-def test_segments_join_to_the_streams(truncate: int) -> None:
-    pieces = char_lm.streams(np.arange(37), 3)
-    parts = list(char_lm.segments(pieces, truncate))
-    assert all(len(x) == truncate for x, _ in parts[:-1])
-    np.testing.assert_array_equal(np.concatenate([x for x, _ in parts]), pieces[:-1])
-    np.testing.assert_array_equal(np.concatenate([y for _, y in parts]), pieces[1:])
 
 
 # ---- Baseline ------------------------------------------------------------------------------------
@@ -188,54 +170,30 @@ def test_trigram_chooses_its_strength_without_the_validation_text() -> None:
 # ---- Model ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", char_lm.CELLS)
-def test_segments_with_carried_state_are_one_long_pass(cell: str) -> None:
-    model = small_model(cell)
-    pieces = char_lm.streams(model.vocabulary.encode(TEXT), 3)
-    whole, last = model.recurrent(model.embedding(pieces[:-1]))
-    outputs = []
-    state: Any = None
-    for inputs, _ in char_lm.segments(pieces, 50):
-        y, state, _ = model.recurrent.forward(model.embedding(inputs), state)
-        outputs.append(y)
-    np.testing.assert_array_equal(np.concatenate(outputs), whole)
-    np.testing.assert_array_equal(np.asarray(state), np.asarray(last))
-
-
 def test_evaluation_is_the_mean_over_one_long_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(dropout=0.5, recurrent_dropout=0.5)
     codes = model.vocabulary.encode(TEXT[:3000])
     monkeypatch.setattr(char_lm, "VALIDATION_STREAMS", 1)
-    logits, _ = model(codes[:-1, None])
+    logits = model.chain(codes[:-1, None])
     z = logits[:, 0].astype(np.float64)
     nats = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), codes[1:]]
     expected = nats.mean() / math.log(2)
     assert char_lm.evaluate(model, codes) == pytest.approx(expected, rel=1e-6)
-    assert model.recurrent.call_number == 0  # dropout was off
+    assert model.chain.layers["recurrent"].call_number == 0  # dropout was off
 
 
-@pytest.mark.parametrize("cell", char_lm.CELLS)
-def test_gradient_of_the_whole_model(cell: str) -> None:
-    """In float64, against differences along a direction in every parameter."""
-    model = small_model(cell)
-    V = model.vocabulary.size
-    model.embedding = rc.Embedding(V, 5, dtype="float64", seed=1)
-    model.recurrent = char_lm.CELLS[cell](5, 7, num_layers=2, dtype="float64", seed=2)
-    model.head = rc.Linear(7, V, dtype="float64", seed=3)
-    rng = np.random.default_rng(4)
-    inputs, targets = rng.integers(0, V, (2, 6, 3))
-
-    def loss(point: Mapping[str, NDArray[Any]]) -> float:
-        for name, value in point.items():
-            part, parameter = name.split(".")
-            model.parts[part].params[parameter] = value
-        return rc.softmax_cross_entropy(model(inputs)[0], targets)[0]
-
-    logits, _, tapes = model.forward(inputs)
-    _, d_logits = rc.softmax_cross_entropy(logits, targets)
-    gradient = leaves(model.backward(tapes, d_logits))
-    point = {name: array.copy() for name, array in leaves(model.parts).items()}
-    assert_gradient(loss, point, gradient, rng)
+def test_bits_and_their_gradient() -> None:
+    logits = np.random.default_rng(0).standard_normal((4, 3, 5))
+    targets = np.random.default_rng(1).integers(0, 5, (4, 3))
+    even, _ = char_lm.bits(np.zeros((4, 3, 8)), targets)
+    assert even == pytest.approx(3.0, rel=1e-12)
+    _, gradient = char_lm.bits(logits, targets)
+    assert_gradient(
+        lambda point: char_lm.bits(point["z"], targets)[0],
+        {"z": logits},
+        {"z": gradient},
+        np.random.default_rng(2),
+    )
 
 
 @pytest.mark.parametrize("cell", char_lm.CELLS)
@@ -243,10 +201,10 @@ def test_a_file_alone_makes_the_model_again(cell: str, tmp_path: Path) -> None:
     model = small_model(cell, seed=5)
     model.save(tmp_path / "model.safetensors")
     again = char_lm.Model.load(tmp_path / "model.safetensors")
-    assert type(again.recurrent) is type(model.recurrent)
+    assert repr(again.chain.layers["recurrent"]) == repr(model.chain.layers["recurrent"])
     np.testing.assert_array_equal(again.vocabulary.code_points, model.vocabulary.code_points)
     codes = model.vocabulary.encode(TEXT[:200])[:, None]
-    np.testing.assert_array_equal(again(codes)[0], model(codes)[0])
+    np.testing.assert_array_equal(again.chain(codes), model.chain(codes))
 
 
 def test_samples_repeat_with_their_seed() -> None:
@@ -261,11 +219,11 @@ def test_samples_repeat_with_their_seed() -> None:
 @pytest.mark.parametrize("cell", char_lm.CELLS)
 def test_a_cold_sample_takes_the_likeliest_of_the_full_pass(cell: str) -> None:
     model = small_model(cell)
-    model.head.params["bias"][0] = 100.0  # the unknown must not be written, however likely
+    model.chain.params["head.bias"][0] = 100.0  # the unknown must not be written, however likely
     text = char_lm.sample(model, "on the", 50, 1e-6, seed=0)
     assert "\N{REPLACEMENT CHARACTER}" not in text
     codes = model.vocabulary.encode(text)
-    logits, _ = model(codes[:-1, None])
+    logits = model.chain(codes[:-1, None])
     likeliest = logits[:, 0, 1:].argmax(axis=1) + 1
     np.testing.assert_array_equal(likeliest[5:], codes[6:])
 
@@ -278,74 +236,68 @@ def test_a_prompt_may_hold_unknown_characters() -> None:
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def trainer(path: Path, **changes: Any) -> char_lm.Trainer:
+def train(path: Path, **changes: Any) -> tuple[char_lm.Model, rc.History]:
     model = small_model()
     codes = model.vocabulary.encode(TEXT)
-    return char_lm.Trainer(model, codes[:4000], codes[4000:], schedule(**changes), path)
+    return model, char_lm.train(model, codes[:4000], codes[4000:], options(**changes), path)
 
 
-def test_the_best_weights_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.safetensors"
-    figures = iter([3.0, 2.0, 2.5, 2.0])
-    weights = []
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Collect the rate of every update."""
+    found: list[float] = []
+    step = rc.Adam.step
 
-    def scripted(model: char_lm.Model, codes: char_lm.Codes) -> float:
-        del codes
-        weights.append(model.head.params["weight"].copy())
-        return next(figures)
+    def watched(self: rc.Adam, gradients: Any) -> None:
+        found.append(self.lr)
+        step(self, gradients)
 
-    monkeypatch.setattr(char_lm, "evaluate", scripted)
-    subject = trainer(path, epochs=4)
-    subject.run()
-    assert subject.best == 2.0
-    assert list(subject.history.validation.values()) == [3.0, 2.0, 2.5, 2.0]
-    assert not np.array_equal(weights[1], weights[3])
-    np.testing.assert_array_equal(rc.load(path)["head.weight"], weights[1])
+    monkeypatch.setattr(rc.Adam, "step", watched)
+    return found
 
 
-def test_the_rate_falls_to_zero_and_the_state_is_carried(
+def test_the_best_weights_are_saved_as_soon_as_they_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject = trainer(tmp_path / "model.safetensors", epochs=2)
-    rates: list[float] = []
-    fresh: list[bool] = []
-    update = subject._update
+    path = tmp_path / "model.safetensors"
+    figures = iter([3.0, 2.0, 2.5, 2.0])
+    weights, files = [], []
 
-    def watched(inputs: Any, targets: Any, state: Any) -> tuple[float, Any]:
-        rates.append(subject._optimizer.lr)
-        fresh.append(state is None)
-        assert inputs.shape == targets.shape == (16, 4)
-        return update(inputs, targets, state)
+    def scripted(task: Any, *_: Any) -> dict[str, float]:
+        weights.append(task.model.params["head.weight"].copy())
+        files.append(rc.load(path)["head.weight"] if path.exists() else None)
+        return {"loss": next(figures)}
 
-    monkeypatch.setattr(subject, "_update", watched)
-    subject.run()
-    per_epoch = (4000 - 16) // 4 // 16
-    assert len(rates) == 2 * per_epoch
+    monkeypatch.setattr("rnncore.training.measured", scripted)
+    model, history = train(path, epochs=4)
+    assert history.best_epoch == 1
+    assert history.validation_loss == [3.0, 2.0, 2.5, 2.0]
+    assert files[0] is None
+    for k, best in ((1, 0), (2, 1), (3, 1)):
+        np.testing.assert_array_equal(files[k], weights[best])
+    assert not np.array_equal(weights[1], weights[3])
+    np.testing.assert_array_equal(rc.load(path)["head.weight"], weights[1])
+    np.testing.assert_array_equal(model.chain.params["head.weight"], weights[1])
+
+
+def test_the_rate_falls_to_zero(tmp_path: Path, rates: list[float]) -> None:
+    _, history = train(tmp_path / "model.safetensors", epochs=2)
+    per_epoch = math.ceil((4000 - 1) // 4 / 16)
+    assert len(rates) == len(history.update_loss) == 2 * per_epoch
     np.testing.assert_allclose(rates, 0.01 * (1 - np.arange(len(rates)) / len(rates)), rtol=1e-12)
-    assert [i for i, begins in enumerate(fresh) if begins] == [0, per_epoch]
 
 
 def test_without_time_for_all_epochs_the_plan_is_shorter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rates: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a clock that knows updates alone, in time for three and a half epochs of ten."""
-    now = 0.0
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-    subject = trainer(tmp_path / "model.safetensors", epochs=10, seconds=62 * 3.5)
-    rates: list[float] = []
-    update = subject._update
-
-    def one_second(*arguments: Any) -> tuple[float, Any]:
-        nonlocal now
-        now += 1.0
-        rates.append(subject._optimizer.lr)
-        return update(*arguments)
-
-    monkeypatch.setattr(subject, "_update", one_second)
-    subject.run()
-    assert list(subject.history.validation) == [62, 124, 186, 217]
-    np.testing.assert_allclose(rates[:62], 0.01 * (1 - np.arange(62) / 620), rtol=1e-12)
-    np.testing.assert_allclose(rates[62:], 0.01 * (1 - np.arange(62, 217) / 217), rtol=1e-12)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(len(rates)))
+    _, history = train(tmp_path / "model.safetensors", epochs=10, seconds=63 * 3.5)
+    assert history.stopped == "seconds"
+    assert history.seconds == [63, 63, 63, 32]
+    k = np.arange(221)
+    np.testing.assert_allclose(rates[:63], 0.01 * (1 - k[:63] / 630), rtol=1e-12)
+    np.testing.assert_allclose(rates[63:], 0.01 * (1 - k[63:] / 220), rtol=1e-12, atol=1e-12)
 
 
 def test_an_epoch_that_takes_too_long_is_cut(run: Any) -> None:
@@ -362,7 +314,6 @@ def test_a_run_learns_saves_and_reloads(cell: str, run: Any, tmp_path: Path) -> 
     best = figure(r"best validation: ([\d.]+) bits/char", printed)
     assert figure(r"reloaded: validation ([\d.]+) bits/char", printed) == best
     assert best < 0.6 * math.log2(len(set(TEXT)) + 1)
-    assert len(re.findall(r"epoch \d/3 \| .* characters/s \| \d+:\d\d left", printed)) == 3
 
     train, validation = char_lm.split([TEXT])
     trigram = char_lm.trigram_bits(train, validation)
@@ -387,14 +338,15 @@ def test_runs_with_one_seed_are_equal(run: Any) -> None:
 def test_an_interrupt_keeps_the_best_and_finishes(
     updates: int, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = char_lm.Trainer._update
+    forward = rc.Sequential.forward
+    calls = itertools.count()
 
-    def interrupted(self: char_lm.Trainer, *arguments: Any) -> Any:
-        if len(self.history.train) == updates:
+    def interrupted(self: rc.Sequential, *arguments: Any, **options: Any) -> Any:
+        if next(calls) == updates:
             raise KeyboardInterrupt
-        return update(self, *arguments)
+        return forward(self, *arguments, **options)
 
-    monkeypatch.setattr(char_lm.Trainer, "_update", interrupted)
+    monkeypatch.setattr(rc.Sequential, "forward", interrupted)
     printed = run()
     assert "interrupted: going on with the best weights so far" in printed
     best = figure(r"best validation: ([\d.]+) bits/char", printed)
@@ -412,8 +364,9 @@ def test_a_terminal_gets_a_bar(
     options = [*TINY, "--file", str(text_file), "--out", str(tmp_path)]
     assert char_lm.main(options) == 0
     printed = capsys.readouterr()
-    assert "char/s, loss " in printed.err
-    assert "epoch 3/3" in printed.out
+    assert "epoch/s, loss " in printed.err
+    assert "<History of 3 epochs, best validation loss " in printed.err
+    assert "best validation: " in printed.out
 
 
 def test_what_is_not_installed_is_named(
@@ -422,15 +375,10 @@ def test_what_is_not_installed_is_named(
     for name in ("tqdm", "matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(char_lm, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("rnncore.progress._SECONDS", 0.0)
     printed = run()
-    assert "no learning curve: it needs matplotlib (pip install matplotlib)" in printed
+    assert re.search(r"no learning curve: .*matplotlib.*pip install rnncore\[plot\]", printed)
     assert not (tmp_path / "out" / "char_lm.png").exists()
-    assert re.search(
-        r"^  loss [\d.]+ \| train [\d.]+ bits/char \| [\d,]+ characters/s \| \d+:\d\d left$",
-        printed,
-        re.MULTILINE,
-    )
 
 
 @pytest.mark.parametrize(

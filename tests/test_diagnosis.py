@@ -521,7 +521,7 @@ def study(**changes: Any) -> Any:
         ({"sample_weight": 1}, ValueError, "sample_weight: expected none for many trainings"),
         ({"checkpoint": "a"}, ValueError, "checkpoint: expected none for many trainings"),
         ({"make_model": lambda: (1, 2)}, TypeError, "make_model: expected a model, or a pair"),
-        ({"make_model": lambda: 3}, TypeError, "make_model: expected to return a Sequential"),
+        ({"make_model": lambda: 3}, TypeError, "make_model: expected to return a model"),
         ({"epochs": 0}, ValueError, "epochs: expected a positive integer"),
         (
             {"make_model": lambda: (classifier(), {"resume": True})},

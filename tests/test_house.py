@@ -292,7 +292,7 @@ MAY_IMPORT = {
         "sequential",
         "training",
     },
-    "diagnosis": {"batches", "layers", "parameters", "training"},
+    "diagnosis": {"batches", "evaluation", "layers", "parameters", "training"},
     "plot": {
         "diagnosis",
         "layers",

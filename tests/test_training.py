@@ -824,6 +824,23 @@ def test_without_tqdm_there_are_lines(
     assert capsys.readouterr().err.startswith("<History of 1 epochs, best train loss ")
 
 
+def test_a_history_is_drawn_and_judged() -> None:
+    x, y = cases()
+    model = classifier()
+    history = rc.fit(
+        model, x, y, validation=0.3, optimizer=rc.Adam(model, lr=0.05), epochs=40, **QUIET
+    )
+    axes = history.plot()
+    assert [line.get_label() for line in axes.lines][:2] == ["train", "validation"]
+    assert axes.lines[1].get_ydata().tolist() == history.validation_loss
+    assert history.plot(axes) is axes
+    found = history.verdict()
+    assert history.best_epoch is not None
+    assert found.validation == min(history.validation_loss)
+    assert found.word in ("over-fitting", "under-fitting", "fine")
+    assert history.verdict(at=0, baseline=1e-9).word == "under-fitting"
+
+
 def test_a_verdict_needs_validation() -> None:
     with pytest.raises(ValueError, match="verdict: expected a training with validation, got one"):
         rc.History(train_loss=[1.0]).verdict()

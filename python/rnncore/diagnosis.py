@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from .batches import Rows
+from .evaluation import Adapter, evaluate
 from .layers import GRU, LSTM, MGU, RNN
 from .parameters import (
     as_choice,
@@ -28,7 +29,7 @@ from .parameters import (
     check_range,
     check_shape,
 )
-from .training import evaluate, fit
+from .training import fit
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -521,26 +522,17 @@ class _Data(NamedTuple):
     def of(cls, made: Any, x: Any, y: Any, lengths: Any) -> _Data:
         """Look at a model to know the layout of its data."""
         model, _ = _made(made)
-        if not hasattr(model, "_interface"):
-            raise TypeError(
-                f"make_model: expected to return a Sequential or what has its methods, "
-                f"got {type(model).__name__}"
+        try:
+            adapter = Adapter(model)
+        except TypeError as error:
+            raise TypeError(f"make_model: expected to return a model ({error})") from None
+        inputs, several = adapter.inputs(x, lengths)
+        targets = Rows("y", y, axis=adapter.axis if adapter.per_step else 0)
+        if inputs[0].count != targets.count:
+            raise ValueError(
+                f"y: expected as many rows as x, {inputs[0].count}, got {targets.count}"
             )
-        axis = 0 if getattr(model, "batch_first", False) else 1
-        per_step = not model._interface().ends_steps
-        several = isinstance(x, tuple)
-        parts = x if several else (x,)
-        each = lengths if several and lengths is not None else (lengths,) * len(parts)
-        inputs = tuple(
-            Rows("x", part, own, axis=axis) for part, own in zip(parts, each, strict=True)
-        )
-        targets = Rows("y", y, axis=axis if per_step else 0)
-        for part in inputs:
-            if part.count != targets.count:
-                raise ValueError(
-                    f"y: expected as many rows as x, {part.count}, got {targets.count}"
-                )
-        return cls(inputs, several, y, targets, per_step)
+        return cls(inputs, several, y, targets, adapter.per_step)
 
     def take(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Return the arguments x, y and lengths of some rows."""
