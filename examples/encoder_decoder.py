@@ -34,10 +34,11 @@ from __future__ import annotations
 import argparse
 import datetime
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import datasets
 import numpy as np
+import pictures
 from datasets import Codes
 
 import rnncore as rc
@@ -195,14 +196,31 @@ def learn(
     return translator, Result(greedy, beam, baseline)
 
 
+def draw(figure: Any, results: dict[str, Result]) -> None:
+    """Show the shares that came out right, task by task."""
+    ax = figure.add_subplot(
+        ylabel="right in every symbol, %", title="texts that were not trained on"
+    )
+    labels = {"greedy": "greedy", "beam": "beam of five", "baseline": "to beat"}
+    for k, (name, label) in enumerate(labels.items()):
+        heights = [100 * getattr(found, name) for found in results.values()]
+        ax.bar([place + 0.25 * k for place in range(len(results))], heights, 0.25, label=label)
+    ax.set_xticks([place + 0.25 for place in range(len(results))], list(results))
+    ax.legend()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print the figures beside those to beat, and a few texts of the tests."""
     parser = argparse.ArgumentParser(description="Many to many: one text read, another written.")
     parser.add_argument("--seed", type=int, default=0, help="of days, weights and order")
-    seed = parser.parse_args(argv).seed
+    pictures.add_option(parser)
+    options = parser.parse_args(argv)
+    seed = options.seed
+    results = {}
     print("right in every symbol:")
     for name, task, epochs in (("dates", dates(seed=seed), 8), ("vowels", vowels(), 20)):
         translator, found = learn(task, epochs=epochs, seed=seed, progress=True)
+        results[name] = found
         print(
             f"{name:<7} greedy {found.greedy:.3f}, beam of five {found.beam:.3f} "
             f"(to beat: {found.baseline:.3f})"
@@ -210,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sources, targets = zip(*task.test[:: len(task.test) // 6], strict=True)
         for source, target, own in zip(sources, targets, translator.write(sources, 5), strict=True):
             print(f"  {source} -> {own}" + ("" if own == target else f" ({target})"))
+    if options.out:
+        pictures.save(options.out / "encoder_decoder.png", lambda figure: draw(figure, results))
     return 0
 
 

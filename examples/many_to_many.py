@@ -25,10 +25,11 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pictures
 from datasets import Codes
 
 import rnncore as rc
@@ -130,11 +131,22 @@ def run(*, epochs: int = 8, seed: int = 0, progress: bool = False) -> Result:
     return Result(model, scores[True], scores[False], f_score(by_table(train, test), test.y))
 
 
+def draw(figure: Any, model: rc.Sequential, text: str) -> None:
+    """Show for each letter of a text how probable it is that a word begins there."""
+    (codes,), _ = tagged([text])
+    logits = np.asarray(rc.predict(model, [codes])[0], np.float64)  # (T, 2)
+    p = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+    ax = figure.add_subplot(ylabel="probability", title="where words begin")
+    ax.bar(range(len(text)), p)
+    ax.set_xticks(range(len(text)), list(text))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print the figures beside those to beat, and put spaces into a few phrases."""
     parser = argparse.ArgumentParser(description="Many to many, aligned: where do words begin?")
     parser.add_argument("--epochs", type=int, default=8, help="times all phrases are seen")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order")
+    pictures.add_option(parser)
     options = parser.parse_args(argv)
     found = run(epochs=options.epochs, seed=options.seed, progress=True)
     print(f"F score, both directions: {found.score:.3f}")
@@ -143,6 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for text in ("thestateiscarriedon", "agradientisnotafunction", "whatfollowsmattersaswell"):
         (codes,), _ = tagged([text])
         print(f"  {text} -> {spaced(codes, tag(found.model, [codes])[0])}")
+    if options.out:
+        pictures.save(
+            options.out / "many_to_many.png", lambda figure: draw(figure, found.model, text)
+        )
     return 0
 
 

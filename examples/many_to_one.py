@@ -26,10 +26,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pictures
 from datasets import Floats
 
 import rnncore as rc
@@ -40,6 +41,15 @@ class Result(NamedTuple):
 
     model: float
     baseline: float
+
+
+class Forecast(NamedTuple):
+    """The errors of the model and of the guess to beat, and what the model said."""
+
+    model: float
+    baseline: float
+    places: list[int]  # where in the series
+    values: Floats  # (N,)
 
 
 # ---- Classification ------------------------------------------------------------------------------
@@ -103,7 +113,7 @@ def foretell(
     epochs: int = 30,
     seed: int = 0,
     progress: bool = False,
-) -> Result:
+) -> Forecast:
     """Return root-mean-square errors on the last quarter of a series: the model's, the guess's."""
     found = windows(series / scale, ahead, shortest, longest)
     cut = first_test(series)
@@ -122,7 +132,8 @@ def foretell(
     error = np.asarray(rc.predict(model, [found.x[k] for k in test])) - found.y[test]
     places = [found.place[k] for k in test]
     guess_error = guess[places] - series[places]
-    return Result(scale * root_mean_square(error), root_mean_square(guess_error))
+    values = series[places] + scale * error[:, 0]
+    return Forecast(scale * root_mean_square(error), root_mean_square(guess_error), places, values)
 
 
 def first_test(series: Floats) -> int:
@@ -154,7 +165,7 @@ def by_season(series: Floats, ahead: int, season: int) -> Floats:
     return guess
 
 
-def sunspots(*, epochs: int = 60, seed: int = 0, progress: bool = False) -> Result:
+def sunspots(*, epochs: int = 60, seed: int = 0, progress: bool = False) -> Forecast:
     """Foretell the sunspots of a year from 10 to 40 years before it."""
     _, series = datasets.sunspots()
     return foretell(
@@ -163,7 +174,7 @@ def sunspots(*, epochs: int = 60, seed: int = 0, progress: bool = False) -> Resu
     )  # fmt: skip
 
 
-def co2(*, epochs: int = 60, seed: int = 0, progress: bool = False) -> Result:
+def co2(*, epochs: int = 60, seed: int = 0, progress: bool = False) -> Forecast:
     """Foretell CO2 a quarter of a year ahead from a year, or up to a year and a half."""
     series = datasets.co2()
     return foretell(
@@ -172,17 +183,30 @@ def co2(*, epochs: int = 60, seed: int = 0, progress: bool = False) -> Result:
     )  # fmt: skip
 
 
+def draw(figure: Any, found: Forecast) -> None:
+    """Show the sunspots of the test years, and what was foretold a year before."""
+    years, series = datasets.sunspots()
+    ax = figure.add_subplot(xlabel="year", ylabel="sunspots", title="foretold a year ahead")
+    ax.plot(years[found.places], series[found.places], color="0.6", label="seen")
+    ax.plot(years[found.places], found.values, "o-", markersize=3, label="foretold")
+    ax.legend()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and print the figures beside those to beat."""
     parser = argparse.ArgumentParser(description="Many to one: classification and regression.")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order")
-    seed = parser.parse_args(argv).seed
+    pictures.add_option(parser)
+    options = parser.parse_args(argv)
+    seed = options.seed
     digits = classify(seed=seed, progress=True)
     print(f"digits, accuracy:   {digits.model:.3f} (nearest mean image {digits.baseline:.3f})")
     spots = sunspots(seed=seed, progress=True)
     print(f"sunspots, error:    {spots.model:.1f} (line through nine years {spots.baseline:.1f})")
     air = co2(seed=seed, progress=True)
     print(f"CO2, error in ppm:  {air.model:.2f} (change a year before {air.baseline:.2f})")
+    if options.out:
+        pictures.save(options.out / "many_to_one.png", lambda figure: draw(figure, spots))
     return 0
 
 

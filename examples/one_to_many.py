@@ -25,10 +25,11 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pictures
 from datasets import Codes
 
 import rnncore as rc
@@ -110,6 +111,12 @@ def write(
     return [first + decoded(column) for first, column in zip(letters, codes.T, strict=True)]
 
 
+def draw(figure: Any, shares: dict[str, float]) -> None:
+    """Show how often what is written is a word, for each way to write."""
+    ax = figure.add_subplot(ylabel="words of the topics, %", title="safe and daring")
+    ax.bar(list(shares), [100 * share for share in shares.values()])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print the figures beside those to beat, and write."""
     parser = argparse.ArgumentParser(description="One to many: words from their first letters.")
@@ -118,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--letters", default="abcdefgilmnoprstuw", help="first letters to go on from"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and words")
+    pictures.add_option(parser)
     options = parser.parse_args(argv)
     if not options.letters or set(options.letters) - set(datasets.LETTERS):
         parser.error(f"argument --letters: expected letters a to z, got {options.letters!r}")
@@ -125,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"bits per letter on new words: {found.bits:.2f}")
     print(f"counts of pairs:              {found.baseline:.2f}")
     known = set(datasets.words())
+    shares = {}
     for temperature, top_k in ((0.0, None), (0.5, None), (1.0, 5), (1.0, None), (1.5, None)):
         # The first of each letter is shown, all twenty are counted.
         made = write(
@@ -133,10 +142,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         share = sum(word in known for word in made) / len(made)
         letters = "all letters" if top_k is None else f"{top_k} letters"
-        print(
-            f"temperature {temperature:g}, {letters}: {100 * share:.0f} % are words of the topics"
-        )
+        setting = f"temperature {temperature:g}, {letters}"
+        shares[setting.replace(", ", "\n")] = share
+        print(f"{setting}: {100 * share:.0f} % are words of the topics")
         print(" ", " ".join(made[: len(options.letters)]))
+    if options.out:
+        pictures.save(options.out / "one_to_many.png", lambda figure: draw(figure, shares))
     return 0
 
 

@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pictures
 from datasets import Codes, Floats
 
 import rnncore as rc
@@ -37,6 +38,7 @@ class Result(NamedTuple):
     baseline: float
     formula_gap: float  # largest difference between the layer and the formula above
     recurrent_change: float  # largest change of U by training
+    weights: Floats  # W (H, 64) after training
 
 
 def nearest_mean(x: Floats, y: Codes, x_test: Floats, y_test: Codes) -> float:
@@ -66,7 +68,17 @@ def run(*, epochs: int = 20, seed: int = 0, progress: bool = False) -> Result:
     logits = np.asarray(rc.predict(model, x[None, test]))
     accuracy = float((logits.argmax(axis=1) == y[test]).mean())
     change = float(abs(layer.params["weight_hh_l0"] - p["weight_hh_l0"]).max())
-    return Result(accuracy, nearest_mean(x[train], y[train], x[test], y[test]), gap, change)
+    baseline = nearest_mean(x[train], y[train], x[test], y[test])
+    return Result(accuracy, baseline, gap, change, layer.params["weight_ih_l0"].copy())
+
+
+def draw(figure: Any, weights: Floats) -> None:
+    """Show what units look for: their weights, each set as an image of 8 x 8 pixels."""
+    limit = float(abs(weights).max())
+    for ax, unit in zip(figure.subplots(3, 8).flat, weights, strict=False):
+        ax.imshow(unit.reshape(8, 8), cmap="RdBu_r", vmin=-limit, vmax=limit)
+        ax.axis("off")
+    figure.suptitle("what 24 units look for: ink (red) and paper (blue)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,12 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="One to one: digits in a single step.")
     parser.add_argument("--epochs", type=int, default=20, help="times all images are seen")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order")
+    pictures.add_option(parser)
     options = parser.parse_args(argv)
     found = run(epochs=options.epochs, seed=options.seed, progress=True)
     print(f"test accuracy             {found.accuracy:.3f}")
     print(f"nearest mean image        {found.baseline:.3f}")
     print(f"layer against tanh(W x + b): {found.formula_gap:.1e} apart")
     print(f"largest change of U by training: {found.recurrent_change:g}")
+    if options.out:
+        pictures.save(options.out / "one_to_one.png", lambda figure: draw(figure, found.weights))
     return 0
 
 
