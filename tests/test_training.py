@@ -6,10 +6,12 @@ import _thread
 import copy
 import math
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -339,6 +341,15 @@ def test_ctrl_c_in_the_first_epoch_leaves_what_has_been_learnt() -> None:
     assert not same_bits(model.params, left[0])
 
 
+@pytest.fixture
+def _ctrl_c_raises() -> Iterator[None]:
+    """See to it that SIGINT raises, which a shell may have turned off for what it runs behind."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_raises")
 @pytest.mark.parametrize("delay", np.geomspace(0.0005, 0.3, 12).tolist())
 def test_ctrl_c_at_any_point_leaves_the_best_weights_so_far(delay: float, tmp_path: Path) -> None:
     x, y = cases()
@@ -358,6 +369,7 @@ def test_ctrl_c_at_any_point_leaves_the_best_weights_so_far(delay: float, tmp_pa
         optimizer=rc.Adam(model, lr=0.05),
         metrics={"accuracy": accuracy},
         epochs=10**6,
+        max_seconds=60,  # an interrupt that gets lost is a failure and not an endless run
         batch_size=4,
         augment=begin,
         checkpoint=tmp_path / "c.safetensors",
