@@ -421,7 +421,7 @@ def mackey_glass(seed: int, budget: int, hidden: int = 32) -> Outcome:
     model = rc.Sequential(rc.GRU(1, hidden, seed=seed), rc.Linear(hidden, 1, seed=seed + 1))
     optimizer = rc.Adam(model, lr=0.01)
     schedule = rc.CosineLR(optimizer, budget)
-    outcome = Outcome(False, 0.0, 32 * budget)
+    outcome = Outcome(False, 0.0, budget)
     for update in range(1, budget + 1):
         places = rng.integers(118 - settle, 618 - steps + 1, 32) + np.arange(steps)[:, None]
         said, tape = model.forward(x[places][..., None])
@@ -433,7 +433,7 @@ def mackey_glass(seed: int, budget: int, hidden: int = 32) -> Outcome:
         optimizer.step(gradients)
         schedule.step()
         if update % 20 == 0:
-            outcome.curve.append((32 * update, loss))
+            outcome.curve.append((update, loss))
     said = model(x[98:1118, None, None])[-500:, 0, 0] * 0.23 + 0.9
     truth = series[618 + ahead : 1118 + ahead]
     outcome.figure = float(np.sqrt(np.square(said - truth).mean()) / truth.std())
