@@ -139,7 +139,7 @@ fmt: $(VENV)/.lint
 
 wheel: $(VENV)/.created
 	rm -rf dist
-	$(BIN)/maturin build --release --locked --out dist
+	$(BIN)/maturin build --release --locked --out dist --compression-level 9
 	$(BIN)/python tools/check_wheel.py dist $(WHEEL_LIMIT)
 
 check-import: $(VENV)/.built
