@@ -227,9 +227,9 @@ fn usual_size(count: usize) -> Option<(usize, usize)> {
     let power = (count - 1).ilog2();
     let step = (1 << power) / STEPS;
     let steps = (count - 1) / step;
-    let place = power as usize * STEPS + steps - 2 * STEPS;
+    let place = power as usize * STEPS + steps - STEPS;
     let size = (steps + 1) * step;
-    (size <= SHELF_LINES).then_some((place + STEPS, size))
+    (size <= SHELF_LINES).then_some((place, size))
 }
 
 /// Memory that was dropped, by size; with each piece, when it came.

@@ -80,6 +80,11 @@ impl<'a> Watch<'a> {
                 self.stopped.store(true, Ordering::Relaxed);
             }
         }
+        self.heard()
+    }
+
+    /// An error if somebody has been told to stop.
+    fn heard(&self) -> Result<()> {
         if self.stopped.load(Ordering::Relaxed) {
             Err(Error::Interrupted)
         } else {
@@ -87,10 +92,10 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// As [`Self::check`] if much has been done since the last look, and nothing otherwise.
+    /// [`Self::check`], but asks only if much has been done since the last look.
     fn settle(&self) -> Result<()> {
         if self.unwatched.load(Ordering::Relaxed) < METER {
-            return Ok(());
+            return self.heard();
         }
         self.check()
     }
@@ -224,13 +229,9 @@ impl<'w> Team<'w> {
         if let Some(error) = lock(&failure).take() {
             return Err(error);
         }
-        // Workers may have taken every share before this thread got its core back.
-        self.watch.settle()?;
-        // Nobody may have heard it: the caller asks also while it waits, and shares may be short.
-        if self.watch.stopped.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
-        Ok(())
+        // Workers may have taken every share before this thread got its core back; and nobody may have
+        // heard a stop: the caller asks also while it waits, and shares may be short.
+        self.watch.settle()
     }
 }
 

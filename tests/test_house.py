@@ -265,10 +265,17 @@ MAY_IMPORT = {
     "serialization": {"_core", "parameters"},
     "sequential": {"parameters", "protocol", "serialization", "tape"},
     "decoding": {"parameters"},
-    "encoder_decoder": {"decoding", "parameters", "protocol", "sequential", "tape"},
+    "encoder_decoder": {
+        "decoding",
+        "parameters",
+        "protocol",
+        "sequential",
+        "serialization",
+        "tape",
+    },
     "batches": {"parameters"},
     "progress": set[str](),
-    "evaluation": {"batches", "losses", "parameters"},
+    "evaluation": {"batches", "losses", "parameters", "protocol"},
     "training": {
         "batches",
         "evaluation",
@@ -282,6 +289,7 @@ MAY_IMPORT = {
     "sklearn": {
         "cases",
         "dropout",
+        "evaluation",
         "layers",
         "linear",
         "losses",

@@ -21,6 +21,7 @@ from rnncore.diagnosis import Verdict, constant_loss, gradient_norms, k_fold, ve
 from rnncore.dropout import Dropout
 from rnncore.embedding import Embedding
 from rnncore.encoder_decoder import EncoderDecoder
+from rnncore.evaluation import evaluate, predict
 from rnncore.layers import GRU, LSTM, MGU, RNN, Gradients, Tape
 from rnncore.linear import Linear
 from rnncore.losses import (
@@ -36,7 +37,7 @@ from rnncore.pooling import Pooling
 from rnncore.schedules import CosineLR, ReduceLROnPlateau, StepLR, WarmupLR
 from rnncore.sequential import Sequential
 from rnncore.serialization import load, save
-from rnncore.training import History, evaluate, fit, predict
+from rnncore.training import History, fit
 
 __all__ = [
     "GRU",

@@ -11,12 +11,21 @@ with its seed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .parameters import as_flag, as_real, as_real_array, as_size, as_text, check_good
+from .parameters import (
+    as_flag,
+    as_real,
+    as_real_array,
+    as_size,
+    as_text,
+    check_generator,
+    check_good,
+)
 from .ragged import as_ragged
 
 if TYPE_CHECKING:
@@ -38,7 +47,7 @@ class _Batch(NamedTuple):
     inside: NDArray[np.bool_]  # (T, B): True at the steps that count
 
 
-class _Augmentation:
+class _Augmentation(ABC):
     """What all share: one call, which checks its arguments and hides the layout."""
 
     def __init__(self, *, batch_first: bool) -> None:
@@ -79,8 +88,7 @@ class _Augmentation:
         ValueError
             If a shape or a length is wrong.
         """
-        if not isinstance(rng, np.random.Generator):
-            raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
+        check_generator(rng)
         # A copy: what is augmented is written to.
         fresh = as_real_array("x", x, copy=True)
         values, checked, inside = as_ragged(
@@ -96,13 +104,13 @@ class _Augmentation:
         values, checked = self._apply(_Batch(values, checked, inside), rng)
         return (values.swapaxes(0, 1) if self._batch_first else values), checked
 
+    @abstractmethod
     def _apply(self, batch: _Batch, rng: np.random.Generator) -> tuple[NDArray[Any], Lengths]:
         """Change ``batch.x`` in place or return another, and return the new lengths."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _options(self) -> dict[str, Any]:
-        """Every option but ``batch_first``, by name."""
-        raise NotImplementedError
+        """Return every option but ``batch_first``, by name."""
 
     def __repr__(self) -> str:
         """Return the call that makes an equal one."""

@@ -1,7 +1,7 @@
 """Mini-batches: which rows go together, and their arrays in a model's layout.
 
 Rows may come as one array or, where their lengths differ, as a list of arrays. A batch is padded to
-its own longest row alone, so rows of like lengths belong together: ``bucketed`` sees to it.
+its own longest row alone, so rows of like lengths belong together: ``batches`` sees to it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .parameters import as_lengths, as_plain_array
+from .parameters import as_lengths, as_plain_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -92,9 +92,7 @@ class Rows:
             self.count = len(self._list)
             self.lengths = np.array([len(row) for row in self._list], np.int64)
             return
-        self._array = as_plain_array(name, value, "an array of real numbers")
-        if self._array.dtype.kind not in "fiu":
-            raise TypeError(f"{name}: expected an array of real numbers, got {self._array.dtype}")
+        self._array = as_plain_numbers(name, value, "an array of real numbers")
         if self._array.ndim <= axis:
             layout = "(T, B, ...)" if axis else "(B, ...)"
             raise ValueError(f"{name}: expected shape {layout}, got {self._array.shape}")
@@ -153,12 +151,10 @@ def shortened(array: NDArray[Any], steps: int, axis: int) -> NDArray[Any]:
 def _fitting(name: str, rows: Sequence[Any]) -> list[NDArray[Any]]:
     """Convert a list of rows and check that they fit each other."""
     arrays = [
-        as_plain_array(f"{name}[{k}]", row, "an array of real numbers")
+        as_plain_numbers(f"{name}[{k}]", row, "an array of real numbers")
         for k, row in enumerate(rows)
     ]
     for k, array in enumerate(arrays):
-        if array.dtype.kind not in "fiu":
-            raise TypeError(f"{name}[{k}]: expected an array of real numbers, got {array.dtype}")
         if array.ndim == 0 or array.shape[1:] != arrays[0].shape[1:]:
             expected = f"(T, ...) = (T, {', '.join(map(str, arrays[0].shape[1:]))})"
             raise ValueError(f"{name}[{k}]: expected shape {expected}, got {array.shape}")
@@ -171,11 +167,9 @@ def _padded(rows: list[NDArray[Any]], axis: int) -> NDArray[Any]:
     last = rows[0].shape[1:] if rows else ()
     dtype = np.result_type(*rows) if rows else np.float64
     padded = np.zeros((steps, len(rows), *last) if axis else (len(rows), steps, *last), dtype)
+    by_row = padded.swapaxes(0, axis)
     for k, row in enumerate(rows):
-        if axis:
-            padded[: len(row), k] = row
-        else:
-            padded[k, : len(row)] = row
+        by_row[k, : len(row)] = row
     return padded
 
 

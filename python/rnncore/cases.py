@@ -224,10 +224,7 @@ def from_channels_first(X: Any) -> Cases:
     >>> [case.shape for case in from_channels_first([np.zeros((3, 50)), np.zeros((3, 20))])]
     [(50, 3), (20, 3)]
     """
-    cases = listed(X)
-    if cases is not None:
-        return [_swapped(f"X[{n}]", case, "(F, T)") for n, case in enumerate(cases)]
-    return _swapped("X", X, "(B, F, T)")
+    return _exchanged(X, "F, T")
 
 
 def to_channels_first(X: Any) -> Cases:
@@ -257,10 +254,15 @@ def to_channels_first(X: Any) -> Cases:
     >>> to_channels_first(np.zeros((10, 50, 3))).shape, to_channels_first(np.zeros((10, 50))).shape
     ((10, 3, 50), (10, 1, 50))
     """
+    return _exchanged(X, "T, F")
+
+
+def _exchanged(X: Any, letters: str) -> Cases:
+    """Return cases with their two axes, in letters, exchanged."""
     cases = listed(X)
     if cases is not None:
-        return [_swapped(f"X[{n}]", case, "(T, F)") for n, case in enumerate(cases)]
-    return _swapped("X", X, "(B, T, F)")
+        return [_swapped(f"X[{n}]", case, f"({letters})") for n, case in enumerate(cases)]
+    return _swapped("X", X, f"(B, {letters})")
 
 
 def _swapped(name: str, value: object, letters: str) -> NDArray[Any]:

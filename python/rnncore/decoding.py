@@ -19,6 +19,7 @@ from .parameters import (
     as_seed,
     as_size,
     as_text,
+    check_generator,
     check_range,
     check_shape,
 )
@@ -77,15 +78,12 @@ def sample(
     >>> set(sample(np.zeros((100, 5)), rng, top_k=2).tolist())
     {0, 1}
     """
-    if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
+    check_generator(rng)
     z = as_real_array("logits", logits, np.float64)
     if not z.ndim or not z.shape[-1]:
         raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {z.shape}")
     rows = z.reshape(-1, z.shape[-1])
-    largest = rows.max(axis=1)
-    if not np.isfinite(largest).all():
-        raise ValueError("logits: expected a finite largest logit in every row, got others")
+    largest = _largest(rows)
     if _temperature(temperature) == 0.0:
         likeliest: NDArray[np.int64] = rows.argmax(axis=1).reshape(z.shape[:-1])
         return likeliest
@@ -97,7 +95,7 @@ def sample(
     # The largest of logits plus Gumbel noise is a draw from their softmax.
     noise = rng.gumbel(size=rows.shape)
     with np.errstate(over="ignore"):  # near 0 all but the largest become -inf, as they should
-        scaled = (rows - largest[:, None]) / temperature
+        scaled = (rows - largest) / temperature
     drawn: NDArray[np.int64] = (scaled + noise).argmax(axis=1).reshape(z.shape[:-1])
     return drawn
 
@@ -308,7 +306,7 @@ def beam_search(
         moves = [beam.extended(own) for beam, own in zip(beams, log_p, strict=True)]
         current = np.concatenate([symbols for _, symbols in moves])
         rows = np.concatenate([k * width + rows for k, (rows, _) in enumerate(moves)])
-        stream.state = _rows(stream.state, rows)
+        stream.state = rows_of_state(stream.state, rows)
     found = [beam.found() for beam in beams]
     return found if starts.ndim else found[0]
 
@@ -390,21 +388,26 @@ class _Beam:
         return reachable <= self.found()[-1].score
 
 
+def _largest(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the largest logit of each row (B, 1), once it is known to be one."""
+    largest: NDArray[np.float64] = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(largest).all():
+        raise ValueError("logits: expected a finite largest logit in every row, got others")
+    return largest
+
+
 def _log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
     """Return log P of each symbol (B, V), which is -inf for one that is excluded."""
     z = as_real_array("logits", logits, np.float64)
-    largest = z.max(axis=1, keepdims=True)
-    if not np.isfinite(largest).all():
-        raise ValueError("logits: expected a finite largest logit in every row, got others")
-    z = z - largest
+    z = z - _largest(z)
     found: NDArray[np.float64] = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
     return found
 
 
-def _rows(state: Any, rows: NDArray[np.int64]) -> Any:
+def rows_of_state(state: Any, rows: NDArray[np.int64]) -> Any:
     """Take rows of a state, however it is nested."""
     if isinstance(state, Mapping):
-        return {name: _rows(part, rows) for name, part in state.items()}
+        return {name: rows_of_state(part, rows) for name, part in state.items()}
     if isinstance(state, tuple):
-        return tuple(_rows(part, rows) for part in state)
+        return tuple(rows_of_state(part, rows) for part in state)
     return state[:, rows]

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .batches import Rows
-from .evaluation import Adapter, evaluate
+from .evaluation import Adapter, evaluate, taken
 from .layers import GRU, LSTM, MGU, RNN
 from .parameters import (
     as_choice,
@@ -33,6 +32,8 @@ from .training import fit
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+
+    from .batches import Rows
 
 __all__ = [
     "Curve",
@@ -527,22 +528,13 @@ class _Data(NamedTuple):
         except TypeError as error:
             raise TypeError(f"make_model: expected to return a model ({error})") from None
         inputs, several = adapter.inputs(x, lengths)
-        targets = Rows("y", y, axis=adapter.axis if adapter.per_step else 0)
-        if inputs[0].count != targets.count:
-            raise ValueError(
-                f"y: expected as many rows as x, {inputs[0].count}, got {targets.count}"
-            )
+        targets = adapter.targets(y, inputs)
         return cls(inputs, several, y, targets, adapter.per_step)
 
     def take(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Return the arguments x, y and lengths of some rows."""
-        taken = [part.take(rows) for part in self.inputs]
-        x, lengths = (tuple(part[k] for part in taken) for k in range(2))
-        y, _ = self.targets.take(rows)
-        if self.several:
-            ragged = any(own is not None for own in lengths)
-            return {"x": x, "y": y, "lengths": lengths if ragged else None}
-        return {"x": x[0], "y": y, "lengths": lengths[0]}
+        x, lengths, _ = taken(self.inputs, rows, several=self.several)
+        return {"x": x, "y": self.targets.take(rows)[0], "lengths": lengths}
 
 
 class _Figure(NamedTuple):

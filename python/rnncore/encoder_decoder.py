@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .decoding import beam_search, generate
+from .decoding import beam_search, generate, rows_of_state
 from .parameters import Parameters, as_flag, as_size, as_text
-from .protocol import Interface
+from .protocol import Interface, reads_back
 from .sequential import Sequential, SequentialTape
+from .serialization import under
 from .tape import SavedTape, opened
 
 if TYPE_CHECKING:
@@ -322,7 +323,7 @@ class EncoderDecoder:
         if width == 1:
             return self._greedy(state, rows, (start, end, length))
         stream = self._decoder.freeze(rows * width)
-        stream.state = _repeated(state, width)
+        stream.state = rows_of_state(state, np.repeat(np.arange(rows), width))
         found = beam_search(stream, np.full(rows, start), length, width=width, end=end, alpha=alpha)
         return [best[0].codes for best in found]
 
@@ -357,9 +358,7 @@ class EncoderDecoder:
     def _load_extra_state(self, state: Mapping[str, str]) -> None:
         """Give each chain its part of a checkpoint."""
         for name, chain in (("encoder", self._encoder), ("decoder", self._decoder)):
-            prefix = f"{name}."
-            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            if own:
+            if own := under(f"{name}.", state):
                 chain._load_extra_state(own)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -403,7 +402,7 @@ def _bridged(encoder: Sequential, decoder: Sequential) -> dict[str, str]:
         if id(array) in mine:
             raise ValueError(f"decoder.params[{name!r}]: expected its own, got the encoder's")
     for (name, one), (other, two) in zip(ends.items(), begins.items(), strict=True):
-        if _kind(one) != _kind(two) or _reads_backwards(one):
+        if _kind(one) != _kind(two) or reads_back(one):
             raise ValueError(
                 f"decoder.layers[{other!r}]: expected the cell, sizes and dtype of "
                 f"encoder.layers[{name!r}], one direction each, {one!r}, got {two!r}"
@@ -424,12 +423,6 @@ def _kind(layer: Any) -> tuple[Any, ...]:
     return type(layer), *(getattr(layer, name, None) for name in wanted)
 
 
-def _reads_backwards(layer: Any) -> bool:
-    if isinstance(layer, Sequential):
-        return any(map(_reads_backwards, layer.layers.values()))
-    return bool(getattr(layer, "bidirectional", False))
-
-
 def _rows_of(state: Any) -> int:
     """Return B, as a state (L, B, H) has it."""
     while not isinstance(state, np.ndarray):
@@ -437,12 +430,3 @@ def _rows_of(state: Any) -> int:
     if state.ndim != 3:
         raise ValueError("source: expected an axis of rows, (T, B, ...) or (B, T, ...), got none")
     return int(state.shape[1])
-
-
-def _repeated(state: Any, times: int) -> Any:
-    """Return a state in which every row stands so many times, one after the other."""
-    if isinstance(state, Mapping):
-        return {name: _repeated(part, times) for name, part in state.items()}
-    if isinstance(state, tuple):
-        return tuple(_repeated(part, times) for part in state)
-    return np.repeat(state, times, axis=1)

@@ -23,11 +23,12 @@ from .parameters import (
     check_shape,
     inside_lengths,
 )
+from .protocol import reads_back
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Adapter", "Batch", "Data", "Mean", "Task", "evaluate", "measured", "predict"]
+__all__ = ["Adapter", "Batch", "Data", "Mean", "Task", "evaluate", "measured", "predict", "taken"]
 
 LOSSES: Mapping[str, Callable[..., tuple[float, Any]]] = {
     "cross_entropy": losses.softmax_cross_entropy,
@@ -147,6 +148,14 @@ class Adapter:
             raise ValueError(f"x: expected inputs of as many rows each, got {counts}")
         return rows, several
 
+    def targets(self, y: Any, inputs: tuple[Rows, ...]) -> Rows:
+        """Convert the targets, of as many rows as the inputs."""
+        targets = Rows("y", y, axis=self.axis if self.per_step else 0)
+        count = inputs[0].count
+        if targets.count != count:
+            raise ValueError(f"y: expected as many rows as x, {count}, got {targets.count}")
+        return targets
+
     def output_lengths(self, lengths: tuple[Any, ...], several: bool) -> Any:
         """Return the lengths of y for those of x; None where all steps count, or there are none."""
         if not self.per_step or all(own is None for own in lengths):
@@ -157,14 +166,8 @@ class Adapter:
         self, parts: tuple[Rows, ...], several: bool, rows: NDArray[np.int64]
     ) -> tuple[NDArray[Any], Any]:
         """Return y of some rows, and its lengths."""
-        taken = [part.take(rows) for part in parts]
-        lengths = tuple(own for _, own in taken)
-        if several:
-            ragged = any(own is not None for own in lengths)
-            y = self.model(tuple(x for x, _ in taken), lengths=lengths if ragged else None)
-        else:
-            y = self.model(taken[0][0], lengths=lengths[0])
-        return y, self.output_lengths(lengths, several)
+        x, given, lengths = taken(parts, rows, several=several)
+        return self.model(x, lengths=given), self.output_lengths(lengths, several)
 
     def room(self, y: NDArray[Any], parts: tuple[Rows, ...], several: bool) -> NDArray[Any]:
         """Return zeros for the outputs of all rows, as long as x allows, given those of some."""
@@ -207,10 +210,8 @@ class Task(Adapter):
     def data(self, x: Any, y: Any, lengths: Any, weights: ArrayLike | None = None) -> Data:
         """Convert and check what ``fit`` and ``evaluate`` are given."""
         inputs, several = self.inputs(x, lengths)
-        targets = Rows("y", y, axis=self.axis if self.per_step else 0)
+        targets = self.targets(y, inputs)
         count = targets.count
-        if inputs[0].count != count:
-            raise ValueError(f"y: expected as many rows as x, {inputs[0].count}, got {count}")
         if not count:
             raise ValueError("x: expected at least one row, got none")
         checked = None
@@ -244,18 +245,13 @@ class Task(Adapter):
 
     def batch(self, data: Data, rows: NDArray[np.int64]) -> Batch:
         """Take some rows."""
-        taken = [part.take(rows) for part in data.inputs]
+        x, given, lengths = taken(data.inputs, rows, several=data.several)
         y, _ = data.targets.take(rows)
-        lengths = tuple(own for _, own in taken)
         outer = self.output_lengths(lengths, data.several)
         if outer is not None:
             # x was cut to its longest row, and so is y.
             y = shortened(y, int(outer.max(initial=0)), self.axis)
         weights = None if data.weights is None else data.weights[rows]
-        if not data.several:
-            return Batch(taken[0][0], lengths[0], y, outer, weights, data.numbers[rows])
-        x = tuple(array for array, _ in taken)
-        given = None if all(own is None for own in lengths) else lengths
         return Batch(x, given, y, outer, weights, data.numbers[rows])
 
     def segments(self, batch: Batch, truncate: int | None) -> Iterator[tuple[Batch, float]]:
@@ -332,6 +328,16 @@ class Task(Adapter):
         axes = 2 if self.per_step else 1
         rows = np.any(counted, axis=tuple(range(axes, counted.ndim)))
         return prediction[rows], batch.y[rows]
+
+
+def taken(
+    parts: tuple[Rows, ...], rows: NDArray[np.int64], *, several: bool
+) -> tuple[Any, Any, tuple[NDArray[np.int64] | None, ...]]:
+    """Return x and lengths of some rows as a model takes them, and the lengths of every input."""
+    arrays, lengths = zip(*(part.take(rows) for part in parts), strict=True)
+    if not several:
+        return arrays[0], lengths[0], lengths
+    return arrays, None if all(own is None for own in lengths) else lengths, lengths
 
 
 class Mean:
@@ -529,14 +535,8 @@ def as_segment(task: Task, data: Data, truncate: object) -> int | None:
         why = "for a model without a state"
     elif not np.array_equal(task.model.output_lengths([steps]), [steps]):
         why = "for a model that changes the steps"
-    elif _looks_back(task.model):
+    elif reads_back(task.model):
         why = "for a bidirectional model, whose reverse direction comes from what is still to come"
     if why:
         raise ValueError(f"truncate: expected None {why}, got {steps}")
     return steps
-
-
-def _looks_back(model: Any) -> bool:
-    """Tell whether a layer, however deep in chains, reads in both directions."""
-    inner = getattr(model, "layers", {})
-    return bool(getattr(model, "bidirectional", False)) or any(map(_looks_back, inner.values()))

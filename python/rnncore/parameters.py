@@ -31,6 +31,7 @@ __all__ = [
     "as_lengths",
     "as_mask_state",
     "as_plain_array",
+    "as_plain_numbers",
     "as_probability",
     "as_real",
     "as_real_array",
@@ -41,12 +42,15 @@ __all__ = [
     "as_size",
     "as_text",
     "as_uint64",
+    "check_generator",
     "check_good",
     "check_matrix_fits",
     "check_names",
     "check_range",
     "check_shape",
+    "empty_on_line",
     "inside_lengths",
+    "on_line",
     "refuse_copy",
 ]
 
@@ -462,6 +466,14 @@ def as_plain_array(name: str, value: object, expected: str) -> NDArray[Any]:
     raise TypeError(f"{name}: expected {expected}, got {', '.join(strange)}")
 
 
+def as_plain_numbers(name: str, value: object, expected: str) -> NDArray[Any]:
+    """As ``as_plain_array``, and TypeError unless it is of real floats or integers."""
+    array = as_plain_array(name, value, expected)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected {expected}, got {array.dtype}")
+    return array
+
+
 def _leaf_types(name: str, value: Any) -> set[type]:
     """Collect the types that nested lists and tuples hold; a bool array inside counts as bool."""
     found: set[type] = set()
@@ -738,6 +750,12 @@ def as_seed(value: object) -> int:
     if value is None:
         return int.from_bytes(os.urandom(8), "little")
     return as_uint64("seed", value, expected="an integer in [0, 2**64) or None")
+
+
+def check_generator(value: object) -> None:
+    """Raise TypeError unless an argument ``rng`` is one of NumPy's generators."""
+    if not isinstance(value, np.random.Generator):
+        raise TypeError(f"rng: expected a numpy.random.Generator, got {type(value).__name__}")
 
 
 def check_matrix_fits(names: str, rows: int, columns: int) -> None:

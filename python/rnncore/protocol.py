@@ -84,6 +84,13 @@ class Context(NamedTuple):
     checkpoint: int | None = None
 
 
+def reads_back(layer: Any) -> bool:
+    """Tell whether a layer, or one however deep in a chain, reads in both directions."""
+    inner = getattr(layer, "layers", None)
+    parts = inner.values() if isinstance(inner, Mapping) else ()
+    return bool(getattr(layer, "bidirectional", False)) or any(map(reads_back, parts))
+
+
 class Stream(Protocol):
     """What freezing gives: a snapshot that takes one step at a time and keeps its own state."""
 

@@ -26,7 +26,7 @@ from .parameters import (
     check_names,
 )
 from .protocol import Context, Interface, Layer, Stream, StreamBase, Traced
-from .serialization import Stateful
+from .serialization import Stateful, under
 from .tape import Gated, SavedTape, opened
 
 if TYPE_CHECKING:
@@ -651,13 +651,7 @@ class Sequential:
             for name, layer in self._layers.items():
                 if isinstance(layer, Stateful):
                     done.append((layer, layer._extra_state()))
-                    prefix = f"{name}."
-                    own = {
-                        key.removeprefix(prefix): text
-                        for key, text in state.items()
-                        if key.startswith(prefix)
-                    }
-                    layer._load_extra_state(own)
+                    layer._load_extra_state(under(f"{name}.", state))
         except BaseException:
             for layer, before in done:
                 layer._load_extra_state(before)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload, runtime_ch
 import numpy as np
 
 from rnncore import _core
-from rnncore.parameters import as_plain_array, as_real_array, as_text, check_range
+from rnncore.parameters import as_plain_numbers, as_real_array, as_text, check_range
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -153,6 +153,11 @@ def load(path: Path, *, into: Tree | None = None) -> dict[str, NDArray[Any]] | N
     return None
 
 
+def under(prefix: str, state: Mapping[str, str]) -> dict[str, str]:
+    """Return what stands under a prefix, without it: one layer's part of an extra state."""
+    return {k.removeprefix(prefix): text for k, text in state.items() if k.startswith(prefix)}
+
+
 class _Leaves:
     """The arrays and layers of a tree, under their full names."""
 
@@ -204,10 +209,7 @@ class _Leaves:
 
 def _plain(name: str, value: ArrayLike) -> NDArray[Any]:
     """Return the array as the file holds it: real numbers, C order, native bytes."""
-    expected = "an array of real floats or integers"
-    array = as_plain_array(f"tree[{name!r}]", value, expected)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"tree[{name!r}]: expected {expected}, got {array.dtype}")
+    array = as_plain_numbers(f"tree[{name!r}]", value, "an array of real floats or integers")
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
 
 
@@ -248,13 +250,8 @@ def _problems(expected: Mapping[str, Any], got: Mapping[str, NDArray[Any]]) -> I
 def _load_extra_states(layers: Mapping[str, Stateful], metadata: Mapping[str, str]) -> None:
     """Give each layer its own part of the text."""
     for prefix, layer in layers.items():
-        state = {
-            key.removeprefix(prefix): text
-            for key, text in metadata.items()
-            if key.startswith(prefix)
-        }
         # Another program's file holds parameters alone.
-        if state:
+        if state := under(prefix, metadata):
             layer._load_extra_state(state)
 
 

@@ -49,6 +49,7 @@ from .cases import (
     to_channels_first,
 )
 from .dropout import Dropout
+from .evaluation import predict
 from .layers import GRU, LSTM, MGU, RNN
 from .linear import Linear
 from .losses import huber, mean_absolute_error, mean_squared_error, softmax_cross_entropy
@@ -57,7 +58,7 @@ from .parameters import as_choice, as_flag, as_probability, as_setting, as_size
 from .pooling import Pooling
 from .schedules import CosineLR
 from .sequential import Sequential
-from .training import fit, predict
+from .training import fit
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

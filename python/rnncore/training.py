@@ -27,9 +27,7 @@ from .evaluation import (
     Task,
     as_metrics,
     as_segment,
-    evaluate,
     measured,
-    predict,
 )
 from .optimizers import Adam, Optimizer, clip_grad_norm, clip_grad_value
 from .parameters import as_choice, as_flag, as_real, as_seed, as_setting, as_size, as_text
@@ -39,7 +37,7 @@ from .schedules import Schedule
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["History", "evaluate", "fit", "predict"]
+__all__ = ["History", "fit"]
 
 # Validation has no tape: its batches may be larger than those of the training.
 _ROWS_OF_VALIDATION = 256
@@ -308,8 +306,8 @@ def fit(
         progress=as_flag("progress", progress),
     )
     run = _Run(task, data, held, changed, _scheduled(schedule, changed), plan)
-    if saved is not None:
-        run.resume(saved)
+    if path is not None and saved is not None:
+        run.resume(path, saved)
     return run.go()
 
 
@@ -411,8 +409,8 @@ def _held_out(task: Task, data: Data, validation: Any, seed: int) -> tuple[Data,
 
 def _continued(
     checkpoint: Any, resume: bool, seed: int | None
-) -> tuple[Path | None, Path | None, int]:
-    """Return the file to write, the file to go on from if there is one, and the seed."""
+) -> tuple[Path | None, dict[str, NDArray[Any]] | None, int]:
+    """Return the file to write, what is in it if it is to go on from there, and the seed."""
     if checkpoint is None:
         if resume:
             raise ValueError("resume: expected False without a checkpoint, got True")
@@ -428,13 +426,14 @@ def _continued(
         raise FileNotFoundError(f"checkpoint: expected a folder that exists, got {str(path)!r}")
     if not resume or not path.exists():
         return path, None, as_seed(seed)
-    found = serialization.load(path).get("seed")
+    saved = serialization.load(path)
+    found = saved.get("seed")
     if found is None:
         raise ValueError(f"checkpoint: expected a file of fit, got another: {str(path)!r}")
     if seed is not None and as_seed(seed) != int(found):
         # Another order of rows, and other rows for validation: the model has seen them.
         raise ValueError(f"seed: expected that of the checkpoint, {int(found)}, got {seed}")
-    return path, path, int(found)
+    return path, saved, int(found)
 
 
 class _Best(NamedTuple):
@@ -693,10 +692,10 @@ class _Run:
             tree["schedule"] = self.schedule.state_dict()
         return tree
 
-    def resume(self, path: Path) -> None:
-        """Go back to where a checkpoint was written."""
+    def resume(self, path: Path, saved: Mapping[str, NDArray[Any]]) -> None:
+        """Go back to where a checkpoint was written, which has these arrays."""
         tree, history = self._tree(), self.history
-        shapes = {name: array.shape for name, array in serialization.load(path).items()}
+        shapes = {name: array.shape for name, array in saved.items()}
         # The curves are as long as they were; all else must fit what is there now.
         for part in ("history", "metrics"):
             tree[part] = {name: np.zeros(shapes.get(f"{part}.{name}", (0,))) for name in tree[part]}
