@@ -13,8 +13,9 @@
 //!
 //! Modules import downwards only: `error` and `simd` know nobody; then `memory`, `math`, `shape` and
 //! `parallel`; then `gemm` and `cell`, which do not know each other; then `layer`; then the Python
-//! seam, which computes nothing. [`peak`], beside them, measures the ceiling that all of it is held
-//! against.
+//! seam, which computes nothing. Two stand beside them: [`optimizer`], whose passes over all parameters would
+//! otherwise cost a good part of a training step, and [`peak`], which measures the ceiling that all of
+//! it is held against.
 
 pub mod cell;
 pub mod error;
@@ -22,6 +23,7 @@ pub mod gemm;
 pub mod layer;
 pub mod math;
 pub mod memory;
+pub mod optimizer;
 pub mod parallel;
 pub mod peak;
 pub mod shape;

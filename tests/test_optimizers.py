@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import rnncore as rc
+from rnncore import _core
 from rnncore.linear import Linear
 from rnncore.optimizers import (
     SGD,
@@ -351,6 +353,81 @@ def test_an_array_replaced_in_a_plain_dict_is_found() -> None:
     params["v"] = np.ones(2)
     with pytest.raises(ValueError, match="params: unexpected 'v'"):
         optimizer.step({"w": [1.0, 0.0]})
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_arrays_that_share_memory_change_one_after_the_other(make: Make) -> None:
+    rng = np.random.default_rng(0)
+    w, *grads = (rng.standard_normal((5, 5)) for _ in range(4))
+    shared, alone = w.copy(), w.copy()
+    one = make({"w": shared, "transposed": shared.T, "row": shared[1]})
+    many = [make({"w": part}) for part in (alone, alone.T, alone[1])]
+    for g in grads:
+        one.step({"w": g, "transposed": g + 1, "row": g[2]})
+        for optimizer, own in zip(many, (g, g + 1, g[2]), strict=True):
+            optimizer.step({"w": own})
+    np.testing.assert_array_equal(shared, alone)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_an_array_may_be_its_own_gradient(make: Make) -> None:
+    w = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    copied = w.copy()
+    make({"w": w}).step({"w": w})
+    make({"w": copied}).step({"w": copied.copy()})
+    np.testing.assert_array_equal(w, copied)
+
+
+def test_the_core_says_what_it_cannot_change() -> None:
+    adam: Any = partial(
+        _core.adam,
+        lr=0.1,
+        betas=(0.9, 0.99),
+        eps=1e-8,
+        weight_decay=0.0,
+        l1=0.0,
+        decoupled=False,
+        step=1.0,
+    )
+    w, g, m, v = (np.ones((2, 3), np.float32) for _ in range(4))
+    with pytest.raises(TypeError, match=r"^w: expected an array of float32, got int64"):
+        adam(np.ones((2, 3), np.int64), g, m, v)
+    with pytest.raises(TypeError, match=r"^g: expected an array of float32, got float64"):
+        adam(w, g.astype(np.float64), m, v)
+    with pytest.raises(ValueError, match=r"^mean: expected shape \(2, 3\), got \(3, 2\)"):
+        adam(w, g, m.reshape(3, 2), v)
+    with pytest.raises(ValueError, match=r"^variance: expected a C-contiguous aligned array"):
+        adam(w, g, m, np.ones((3, 2), np.float32).T)
+    assert not adam(w, w, m, v)
+    assert not adam(w, g, m, m)
+    assert (w == 1).all()
+    assert (m == 1).all()
+    v.flags.writeable = False
+    assert not adam(w, g, m, v)
+    v.flags.writeable = True
+    assert adam(w, g, m, v)
+    assert (w != 1).all()
+
+
+@pytest.mark.parametrize("shape", [(70_001,), (300, 257), (1, 40_000), (3, 5, 20_000)])
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_large_array_gets_what_its_parts_would_get(make: Make, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    start, *grads = (rng.standard_normal(shape).astype(np.float32) for _ in range(4))
+    whole = {"w": np.asfortranarray(start)}
+
+    def cut(array: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        pieces = np.split(array.ravel(), range(1000, array.size, 1000))
+        return {str(n): piece for n, piece in enumerate(pieces)}
+
+    parts = cut(start.copy())
+    one, many = make(whole), make(parts)
+    for g in grads:
+        norm = clip_grad_norm({"w": g}, math.inf)
+        assert norm == pytest.approx(clip_grad_norm(cut(g), math.inf), rel=1e-12, abs=0)
+        one.step({"w": g})
+        many.step(cut(g))
+    np.testing.assert_array_equal(whole["w"].ravel(), np.concatenate(list(parts.values())))
 
 
 def test_views_that_are_not_contiguous_are_changed_in_place() -> None:

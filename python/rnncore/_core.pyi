@@ -11,6 +11,7 @@ __all__ = [
     "Stack",
     "Tape",
     "__version__",
+    "adam",
     "cores",
     "get_level",
     "get_num_threads",
@@ -20,6 +21,7 @@ __all__ = [
     "save_tensors",
     "set_level",
     "set_num_threads",
+    "sum_of_squares",
 ]
 
 __version__: str
@@ -31,6 +33,21 @@ def cores() -> int: ...
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def multiply_add(rounds: int, dtype: str) -> int: ...
+def adam(
+    w: NDArray[Any],
+    g: NDArray[Any],
+    mean: NDArray[Any],
+    variance: NDArray[Any],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    l1: float,
+    decoupled: bool,
+    step: float,
+) -> bool: ...
+def sum_of_squares(array: NDArray[Any]) -> float: ...
 def save_tensors(
     path: str | PathLike[str],
     tensors: dict[str, NDArray[Any]],

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from . import _core
 from .parameters import (
     Kind,
     Parameters,
@@ -70,15 +72,8 @@ class Optimizer(ABC):
         """Name the state arrays that every parameter has under these settings."""
 
     @abstractmethod
-    def _update(
-        self,
-        w: NDArray[Any],
-        g: NDArray[Any],
-        state: Mapping[str, NDArray[Any]],
-        a: NDArray[Any],
-        b: NDArray[Any],
-    ) -> None:
-        """Change w and state in place; a and b are scratch of the same shape and dtype."""
+    def _apply(self, arrays: dict[str, NDArray[Any]], gradients: dict[str, NDArray[Any]]) -> None:
+        """Change arrays and state in place, once everything has been checked."""
 
     @property
     def lr(self) -> float:
@@ -109,6 +104,7 @@ class Optimizer(ABC):
             was replaced by one of another shape or dtype, or made read-only. Nothing has changed.
         MemoryError
             If the scratch memory, twice the largest array, cannot be had. Nothing has changed.
+            ``Adam`` needs it for arrays alone that are not C-contiguous.
         """
         arrays = self._arrays()
         _refuse_layers(grads)
@@ -119,16 +115,20 @@ class Optimizer(ABC):
             label = f"grads[{name!r}]"
             gradients[name] = as_real_array(label, given[name], w.dtype)
             check_shape(label, gradients[name], w.shape)
+        with np.errstate(all="ignore"):
+            self._apply(arrays, gradients)
+
+    def _each(
+        self, arrays: dict[str, NDArray[Any]], gradients: dict[str, NDArray[Any]]
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield every array, its gradient, its state, and two of scratch of its shape and dtype."""
         scratch = {
             dtype: np.empty((2, max(w.size for w in arrays.values() if w.dtype == dtype)), dtype)
             for dtype in {w.dtype for w in arrays.values()}
         }
-        if "step" in self._settings:
-            self._settings["step"] += 1.0
-        with np.errstate(all="ignore"):
-            for name, w in arrays.items():
-                a, b = (part[: w.size].reshape(w.shape) for part in scratch[w.dtype])
-                self._update(w, gradients[name], self._state[name], a, b)
+        for name, w in arrays.items():
+            a, b = (part[: w.size].reshape(w.shape) for part in scratch[w.dtype])
+            yield w, gradients[name], self._state[name], a, b
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return what a resumed run needs: settings and state, as copies.
@@ -316,27 +316,21 @@ class SGD(Optimizer):
     def _slots(settings: Mapping[str, float]) -> tuple[str, ...]:
         return ("velocity",) if settings["momentum"] else ()
 
-    def _update(
-        self,
-        w: NDArray[Any],
-        g: NDArray[Any],
-        state: Mapping[str, NDArray[Any]],
-        a: NDArray[Any],
-        b: NDArray[Any],
-    ) -> None:
+    def _apply(self, arrays: dict[str, NDArray[Any]], gradients: dict[str, NDArray[Any]]) -> None:
         lr, momentum, nesterov, weight_decay, l1 = self._settings.values()
-        if weight_decay or l1:  # g + weight_decay * w + l1 * sign(w)
-            g = np.add(g, self._penalty(w, weight_decay, l1, a, b), out=a)
-        if momentum:  # v = momentum * v + g
-            v = state["velocity"]
-            v *= momentum
-            v += g
-            if nesterov:  # g + momentum * v
-                np.multiply(v, momentum, out=b)
-                g = np.add(g, b, out=b)
-            else:
-                g = v
-        w -= np.multiply(g, lr, out=b)
+        for w, g, state, a, b in self._each(arrays, gradients):
+            if weight_decay or l1:  # g + weight_decay * w + l1 * sign(w)
+                g = np.add(g, self._penalty(w, weight_decay, l1, a, b), out=a)
+            if momentum:  # v = momentum * v + g
+                v = state["velocity"]
+                v *= momentum
+                v += g
+                if nesterov:  # g + momentum * v
+                    np.multiply(v, momentum, out=b)
+                    g = np.add(g, b, out=b)
+                else:
+                    g = v
+            w -= np.multiply(g, lr, out=b)
 
 
 class Adam(Optimizer):
@@ -432,37 +426,29 @@ class Adam(Optimizer):
         del settings
         return ("mean", "variance")
 
-    def _update(
-        self,
-        w: NDArray[Any],
-        g: NDArray[Any],
-        state: Mapping[str, NDArray[Any]],
-        a: NDArray[Any],
-        b: NDArray[Any],
-    ) -> None:
+    def _apply(self, arrays: dict[str, NDArray[Any]], gradients: dict[str, NDArray[Any]]) -> None:
         lr, beta1, beta2, eps, weight_decay, l1, decoupled, t = self._settings.values()
-        m, v = state["mean"], state["variance"]
-        if weight_decay or l1:
-            penalty = self._penalty(w, weight_decay, l1, a, b)
-            if decoupled:  # w -= lr * (weight_decay * w + l1 * sign(w))
-                w -= np.multiply(penalty, lr, out=a)
-            else:  # g + weight_decay * w + l1 * sign(w)
-                g = np.add(g, penalty, out=a)
-        # m = beta1 * m + (1 - beta1) * g
-        m *= beta1
-        m += np.multiply(g, 1.0 - beta1, out=b)
-        # v = beta2 * v + (1 - beta2) * g^2
-        v *= beta2
-        np.square(g, out=b)
-        b *= 1.0 - beta2
-        v += b
-        # w -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
-        np.sqrt(v, out=b)
-        b /= math.sqrt(1.0 - beta2**t)
-        b += eps
-        np.divide(m, b, out=b)
-        b *= lr / (1.0 - beta1**t)
-        w -= b
+        self._settings["step"] = t + 1.0
+        change = partial(
+            _core.adam,
+            lr=lr,
+            betas=(beta1, beta2),
+            eps=eps,
+            weight_decay=weight_decay,
+            l1=l1,
+            decoupled=bool(decoupled),
+            step=t + 1.0,
+        )
+        for name, w in arrays.items():
+            g, plain = _plain(gradients[name]), _plain(w)
+            m, v = self._state[name].values()
+            if not change(plain, g, m, v):
+                # Another thread reads w, or it is its own gradient: a copy is nobody else's.
+                plain = w.copy(order="C")
+                if not change(plain, g, m, v):
+                    raise RuntimeError(f"params[{name!r}]: expected one step at a time, got two")
+            if plain is not w:
+                w[...] = plain
 
 
 class AdamW(Adam):
@@ -610,43 +596,37 @@ class RMSprop(Optimizer):
         centered = ("mean",) if settings["centered"] else ()
         return ("square", *centered, *(("velocity",) if settings["momentum"] else ()))
 
-    def _update(
-        self,
-        w: NDArray[Any],
-        g: NDArray[Any],
-        state: Mapping[str, NDArray[Any]],
-        a: NDArray[Any],
-        b: NDArray[Any],
-    ) -> None:
+    def _apply(self, arrays: dict[str, NDArray[Any]], gradients: dict[str, NDArray[Any]]) -> None:
         lr, alpha, eps, momentum, centered, weight_decay, l1 = self._settings.values()
-        if weight_decay or l1:  # g + weight_decay * w + l1 * sign(w)
-            g = np.add(g, self._penalty(w, weight_decay, l1, a, b), out=a)
-        # v = alpha * v + (1 - alpha) * g^2
-        v = state["square"]
-        v *= alpha
-        np.square(g, out=b)
-        b *= 1.0 - alpha
-        v += b
-        if centered:  # b = v - m^2, which only rounding can make negative
-            m = state["mean"]
-            m *= alpha
-            m += np.multiply(g, 1.0 - alpha, out=b)
-            np.square(m, out=b)
-            np.subtract(v, b, out=b)
-            np.maximum(b, 0.0, out=b)
-            np.sqrt(b, out=b)
-        else:
-            np.sqrt(v, out=b)
-        b += eps
-        np.divide(g, b, out=b)
-        if momentum:  # u = momentum * u + g / (sqrt(v) + eps)
-            u = state["velocity"]
-            u *= momentum
-            u += b
-            np.multiply(u, lr, out=b)
-        else:
-            b *= lr
-        w -= b
+        for w, g, state, a, b in self._each(arrays, gradients):
+            if weight_decay or l1:  # g + weight_decay * w + l1 * sign(w)
+                g = np.add(g, self._penalty(w, weight_decay, l1, a, b), out=a)
+            # v = alpha * v + (1 - alpha) * g^2
+            v = state["square"]
+            v *= alpha
+            np.square(g, out=b)
+            b *= 1.0 - alpha
+            v += b
+            if centered:  # b = v - m^2, which only rounding can make negative
+                m = state["mean"]
+                m *= alpha
+                m += np.multiply(g, 1.0 - alpha, out=b)
+                np.square(m, out=b)
+                np.subtract(v, b, out=b)
+                np.maximum(b, 0.0, out=b)
+                np.sqrt(b, out=b)
+            else:
+                np.sqrt(v, out=b)
+            b += eps
+            np.divide(g, b, out=b)
+            if momentum:  # u = momentum * u + g / (sqrt(v) + eps)
+                u = state["velocity"]
+                u *= momentum
+                u += b
+                np.multiply(u, lr, out=b)
+            else:
+                b *= lr
+            w -= b
 
 
 def clip_grad_norm(grads: Any, max_norm: float) -> float:
@@ -698,9 +678,11 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     with np.errstate(all="ignore"):
         norm = _norm(arrays)
         if math.isfinite(norm) and norm > limit:
-            # In float64, where limit / norm cannot vanish beside a huge norm.
+            factor = limit / norm
             for g in arrays:
-                np.multiply(g, limit / norm, out=g, dtype=np.float64, casting="same_kind")
+                # What is too small a factor for float32 may leave something of a huge gradient.
+                dtype = g.dtype if factor >= np.finfo(g.dtype).tiny else np.dtype(np.float64)
+                np.multiply(g, factor, out=g, dtype=dtype, casting="same_kind")
     return norm
 
 
@@ -757,7 +739,7 @@ def _limit(name: str, value: object) -> float:
 
 def _norm(arrays: list[NDArray[Any]]) -> float:
     """Return the joint Euclidean norm, in float64, also where the squares leave its range."""
-    squares = sum(float(np.square(g, dtype=np.float64).sum()) for g in arrays)
+    squares = sum(_core.sum_of_squares(_plain(g)) for g in arrays)
     # In between, what underflows is too small to matter.
     if 1e-280 < squares < math.inf:
         return math.sqrt(squares)
@@ -766,6 +748,11 @@ def _norm(arrays: list[NDArray[Any]]) -> float:
         return squares if math.isnan(squares) else largest
     scaled = (np.square(np.divide(g, largest, dtype=np.float64)) for g in arrays)
     return largest * math.sqrt(sum(float(part.sum()) for part in scaled))
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as the core takes it: itself, or a copy in C order."""
+    return np.require(array, requirements=["C", "A"])
 
 
 def _flatten(argument: str, tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@
 mod arrays;
 mod config;
 mod frozen;
+mod optimizer;
 mod peak;
 mod stack;
 mod tensors;
@@ -29,6 +30,8 @@ mod _core {
     use super::config::{cores, get_level, get_num_threads, levels, set_level, set_num_threads};
     #[pymodule_export]
     use super::frozen::Frozen;
+    #[pymodule_export]
+    use super::optimizer::{adam, sum_of_squares};
     #[pymodule_export]
     use super::peak::multiply_add;
     #[pymodule_export]

@@ -541,6 +541,18 @@ pub(crate) fn borrow<'py, E: NumpyElement>(
     name: impl Display,
     array: &Bound<'py, PyAny>,
 ) -> PyResult<PyReadonlyArrayDyn<'py, E>> {
+    plain::<E>(&name, array)?.try_readonly().map_err(|_| {
+        PyValueError::new_err(format!(
+            "{name}: expected an array that nobody writes to, got one in use"
+        ))
+    })
+}
+
+/// A C-contiguous array of the right elements.
+pub(crate) fn plain<'a, 'py, E: NumpyElement>(
+    name: impl Display,
+    array: &'a Bound<'py, PyAny>,
+) -> PyResult<&'a Bound<'py, PyArrayDyn<E>>> {
     let typed = array.cast::<PyArrayDyn<E>>().map_err(|_| {
         let got = array
             .getattr("dtype")
@@ -553,11 +565,7 @@ pub(crate) fn borrow<'py, E: NumpyElement>(
     if !is_plain(typed) {
         return Err(not_plain(name));
     }
-    typed.try_readonly().map_err(|_| {
-        PyValueError::new_err(format!(
-            "{name}: expected an array that nobody writes to, got one in use"
-        ))
-    })
+    Ok(typed)
 }
 
 /// Whether the values lie one after the other, each where its type wants it.

@@ -126,6 +126,9 @@ pub trait Element:
     /// The same number, exactly.
     fn to_f64(self) -> f64;
 
+    /// The square root, correctly rounded.
+    fn sqrt(self) -> Self;
+
     /// The bits of two numbers in those of one, each rounded to the half of its bits that holds the sign
     /// and the exponent: `low` goes to the lower half, `high` to the upper one. The half of a float32 is
     /// a bfloat16. Rounded to nearest, of two to the even one; a NaN stays one.
@@ -422,6 +425,11 @@ macro_rules! element {
             #[inline(always)]
             fn to_f64(self) -> f64 {
                 f64::from(self)
+            }
+
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                <$E>::sqrt(self)
             }
 
             fn pair(low: Self, high: Self) -> Self {
