@@ -108,6 +108,12 @@ def remember(lstm: rc.LSTM, longest: int, rng: np.random.Generator) -> None:
     lstm.params["bias_ih_l0"][H : 2 * H] = bias
 
 
+def keep_for(gru: rc.GRU, longest: int, rng: np.random.Generator) -> None:
+    """Set the update gate's biases for lags up to ``longest``, as ``remember`` does (section 2)."""
+    H = gru.hidden_size
+    gru.params["bias_ih_l0"][H : 2 * H] = np.log(rng.uniform(1, longest - 1, H))
+
+
 def hold_forget_open(lstm: rc.LSTM) -> None:
     """Make an LSTM of one layer one without a forget gate, as it was in 1997: f is 1 for ever.
 
@@ -284,8 +290,7 @@ def copying(seed: int, budget: int, blanks: int = 100, hidden: int = 96, rows: i
     """Repeat ten symbols after T steps."""
     rng = np.random.default_rng(seed)
     gru = rc.GRU(10, hidden, seed=seed)
-    keep = slice(hidden, 2 * hidden)
-    gru.params["bias_ih_l0"][keep] = np.log(rng.uniform(1, blanks + 20, hidden))
+    keep_for(gru, blanks + 21, rng)
     pupil = Pupil(
         rc.Sequential(gru, rc.Linear(hidden, 9, seed=seed + 1)),
         rc.softmax_cross_entropy,
@@ -324,7 +329,7 @@ def _classified(
     **options: Any,
 ) -> Outcome:
     """Train for all epochs with ``rc.fit``, without a look at the test rows, then test."""
-    optimizer = rc.Adam(model, lr=options.pop("lr"))
+    optimizer = rc.AdamW(model, options.pop("lr"), weight_decay=options.pop("weight_decay", 0.0))
     history = rc.fit(
         model,
         *train,
@@ -340,21 +345,36 @@ def _classified(
     return Outcome(found >= needed, found, len(history.train_loss), curve)
 
 
-def digits(seed: int, budget: int, hidden: int = 64) -> Outcome:
-    """Read 64 pixels one by one, and tell the digit."""
+def shifted(x: Floats, lengths: None, rng: np.random.Generator) -> tuple[Floats, None]:
+    """Shift 8 x 8 images, a pixel per step (64, B, 1), by up to a pixel in each direction."""
+    rows = x.shape[1]
+    framed = np.pad(x.reshape(8, 8, rows), ((1, 1), (1, 1), (0, 0)))
+    across, down = rng.integers(0, 3, (2, rows))
+    grid = np.arange(8)
+    moved = framed[grid[:, None, None] + down, grid[:, None] + across, np.arange(rows)]
+    return moved.reshape(64, rows, 1), lengths
+
+
+def digits(seed: int, budget: int, hidden: int = 96) -> Outcome:
+    """Read 64 pixels one by one, and tell the digit.
+
+    Cell, size, penalties and number of epochs are the best of a dozen settings on the last quarter
+    of the training half, with other seeds.
+    """
     images, labels = sequences.digits()
     half = len(images) // 2
     x: Floats = np.ascontiguousarray(images.reshape(len(images), 64, 1).swapaxes(0, 1))
-    lstm = rc.LSTM(1, hidden, seed=seed)
-    remember(lstm, 64, np.random.default_rng(seed))
+    gru = rc.GRU(1, hidden, recurrent_dropout=0.2, seed=seed)
+    keep_for(gru, 64, np.random.default_rng(seed))
     model = rc.Sequential(
-        lstm,
+        gru,
         rc.Pooling("last"),
-        rc.Dropout(0.2, seed=seed + 2),
+        rc.Dropout(0.3, seed=seed + 2),
         rc.Linear(hidden, 10, seed=seed + 1),
     )
     train, test = (x[:, :half], labels[:half]), (x[:, half:], labels[half:])
-    return _classified(model, train, test, budget, 0.969, lr=0.005, batch_size=32, seed=seed)
+    options = {"lr": 0.005, "weight_decay": 0.1, "batch_size": 32, "seed": seed}
+    return _classified(model, train, test, budget, 0.969, augment=shifted, **options)
 
 
 def japanese_vowels(seed: int, budget: int, hidden: int = 48) -> Outcome:

@@ -204,11 +204,14 @@ TASKS = (
         "digits",
         "8 x 8 digits, pixel by pixel",
         learners.digits,
-        60,
+        350,
         "scikit-learn's digits in its own order, first half to train and second half to test, as "
         "in its example of a classifier; a net reads the 64 pixels one by one.",
-        "No paper states this task. LSTM of 64 units, dropout 0.2 on its last output; Adam, "
-        "batches of 32, a rate of 0.005 that falls to 0 along a cosine.",
+        "No paper states this task. A GRU of 96 units, its update gate's biases log U(1, 63) "
+        "(Tallec and Ollivier 2018), dropout 0.2 on what it carries and 0.3 on its last output; "
+        "images shifted by up to a pixel; AdamW with a weight decay of 0.1, batches of 32, a rate "
+        "of 0.005 that falls to 0 along a cosine. The best of a dozen settings on the last quarter "
+        "of the training half.",
         "as accurate as the support vector machine of scikit-learn's example, which sees all "
         "pixels at once: 0.969",
         "0.969 by a support vector machine on all pixels at once (scikit-learn's documentation)",
@@ -395,7 +398,9 @@ def verdict(task: Task, records: Sequence[Record]) -> str:
     """Say what became of a task."""
     solved = sum(one.outcome.solved for one in records)
     if task.fails:
-        return "**failed**, as published" if not solved else "solved, against the paper"
+        most = "" if not solved else " by most seeds"
+        against = solved > len(records) / 2
+        return "solved, against the paper" if against else f"**failed**{most}, as published"
     if solved == len(records):
         return "solved"
     return "solved by most seeds" if solved > len(records) / 2 else "**failed**"
