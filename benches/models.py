@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import os
 import shlex
 import sys
@@ -54,9 +55,11 @@ EQUAL = 0.005
 TOLERANCE = 1e-4  # of the largest value of a gradient, float32
 CLIP = 1.0
 CHUNK = 16  # updates of one side in a turn
-TIMES_HEAD = ("model", "seed", "turn", "side", "updates", "seconds")
-FIGURES_HEAD = ("model", "seed", "epoch", "side", "figure")
-PAGE_HEAD = ("model", "ratio", "needed", "", "rnncore", "torch", "rnncore", "torch", "figure", "")
+TIMES_HEAD = ("model", "threads", "seed", "turn", "side", "updates", "seconds")
+FIGURES_HEAD = ("model", "threads", "seed", "epoch", "side", "figure")
+PAGE_HEAD = (
+    "model", "threads", "ratio", "needed", "", "rnncore", "torch", "rnncore", "torch", "figure", "",
+)  # fmt: skip
 
 
 class Step(NamedTuple):
@@ -350,27 +353,32 @@ MODELS = {
 
 @dataclass
 class Found:
-    """What the races of a model found: rows of both files."""
+    """What the races of one model on so many threads found: rows of both files, without these."""
 
+    model: str
+    threads: int
     times: list[tuple[Any, ...]] = field(default_factory=list)
     figures: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def ratios(self, model: str) -> list[float]:
+    def ratios(self) -> list[float]:
         """Return PyTorch's time over ours, turn by turn."""
-        mine, other = (
-            [row[5] for row in self.times if row[0] == model and row[3] == side] for side in SIDES
-        )
+        mine, other = ([row[-1] for row in self.times if row[2] == side] for side in SIDES)
         return [b / a for a, b in zip(mine, other, strict=True)]
 
-    def seconds(self, model: str, side: str) -> float:
+    def seconds(self, side: str) -> float:
         """Return the time of all updates of a side, in the mean of the seeds."""
-        rows = [row for row in self.times if row[0] == model and row[3] == side]
-        return float(sum(row[5] for row in rows) / len({row[1] for row in rows}))
+        rows = [row for row in self.times if row[2] == side]
+        return float(sum(row[-1] for row in rows) / len({row[0] for row in rows}))
 
-    def last(self, model: str, side: str) -> list[float]:
+    def last(self, side: str) -> list[float]:
         """Return the figures after the last epoch, seed by seed."""
-        ends = {row[1]: row[4] for row in self.figures if row[0] == model and row[3] == side}
+        ends = {row[0]: row[-1] for row in self.figures if row[2] == side}
         return [float(ends[number]) for number in sorted(ends)]
+
+    def rows(self, kind: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """Yield lines of a file."""
+        for row in kind:
+            yield self.model, self.threads, *row[:-1], f"{row[-1]:.6g}"
 
 
 def prove(race: Race) -> float:
@@ -411,40 +419,42 @@ def timed(side: Side, turn: Sequence[tuple[Step, float]]) -> float:
     return time.perf_counter() - began
 
 
-def run(name: str, race: Race, number: int, found: Found) -> None:
+def run(race: Race, number: int, found: Found) -> None:
     """Train both sides to the end, in turns."""
     per_epoch = sum(1 for _ in race.steps(0))
     done = 0
     for place, turn in enumerate(turns(race)):
         for key in SIDES if place % 2 == 0 else SIDES[::-1]:
             seconds = timed(race.sides[key], turn)
-            found.times.append((name, number, place, key, len(turn), seconds))
+            found.times.append((number, place, key, len(turn), seconds))
         done += len(turn)
         if done % per_epoch == 0:
             epoch = done // per_epoch
             figures = {key: race.figure(race.sides[key]) for key in SIDES}
-            found.figures += [(name, number, epoch, *entry) for entry in figures.items()]
-            last = found.ratios(name)[-1]
+            found.figures += [(number, epoch, *entry) for entry in figures.items()]
+            last = found.ratios()[-1]
             said = ", ".join(f"{key} {figure:.4f}" for key, figure in figures.items())
-            print(f"{name} {number}: epoch {epoch}/{race.epochs}, {said}, x{last:.2f}", flush=True)
+            where = f"{found.model} {number}, {found.threads} thread(s)"
+            print(f"{where}: epoch {epoch}/{race.epochs}, {said}, x{last:.2f}", flush=True)
 
 
 # ---- What is said --------------------------------------------------------------------------------
 
 
-def page_row(name: str, found: Found) -> list[str]:
+def page_row(found: Found) -> list[str]:
     """Return the line of a model: ratio, times, figures, and whether both are enough."""
-    model = MODELS[name]
-    ratios = found.ratios(name)
-    ours, theirs = (found.last(name, side) for side in SIDES)
+    model = MODELS[found.model]
+    ratios = found.ratios()
+    ours, theirs = (found.last(side) for side in SIDES)
     some = len(ours) > 1
     text = [quartiles(e, model.shape) if some else model.shape.format(*e) for e in (ours, theirs)]
     return [
-        name,
+        found.model,
+        str(found.threads),
         quartiles(ratios, "{:.2f}"),
         f"{NEEDED:g}",
         report.verdict(float(np.median(ratios)) >= NEEDED),
-        *(report.duration(found.seconds(name, side)) for side in SIDES),
+        *(report.duration(found.seconds(side)) for side in SIDES),
         *text,
         model.figure + (f", median of {len(ours)} seeds" if some else ""),
         report.verdict(no_worse(ours, theirs)),
@@ -461,10 +471,9 @@ def no_worse(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     return mine <= other + EQUAL * max(1.0, other)
 
 
-def page(machine: str, found: Found) -> str:
+def page(machine: str, found: Iterable[Found]) -> str:
     """Return the page."""
-    names = [name for name in MODELS if any(row[0] == name for row in found.times)]
-    table = report.table(PAGE_HEAD, (page_row(name, found) for name in names))
+    table = report.table(PAGE_HEAD, map(page_row, found))
     said = (
         "The ratio is PyTorch's time over ours: the median over the turns, and quartiles. Then "
         "come the seconds of all updates of one training and the validation figures after the last "
@@ -482,45 +491,46 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     add("--seeds", nargs="+", type=seed, help="default: 0 for characters, 0 to 9 for digits")
     add("--epochs", type=factor, default=1.0, help="times the epochs of each model; default: 1")
-    add("--threads", type=int, default=1, help="default: 1")
+    cores = len(usable_cores())
+    add("--threads", nargs="+", type=int, default=sorted({1, cores}),
+        help="default: 1, and all usable cores, as both sides take them untold")  # fmt: skip
     add("--out", type=Path, default=ROOT / "benches/results",
         help="folder; default: benches/results")  # fmt: skip
     options = parser.parse_args(argv)
-    cores = len(usable_cores())
-    if not 1 <= options.threads <= cores:
-        parser.error(f"--threads: expected 1 to {cores}, the usable cores, got {options.threads}")
+    for threads in options.threads:
+        if not 1 <= threads <= cores:
+            parser.error(f"--threads: expected 1 to {cores}, the usable cores, got {threads}")
     lacking = peers.missing("torch")
     if lacking:
         parser.error(f"not installed: {', '.join(lacking)} (pip install torch)")
     return options
 
 
-def race_all(options: argparse.Namespace) -> Found:
+def race_all(options: argparse.Namespace) -> Iterator[Found]:
     """Run every model and seed that was asked for."""
-    importlib.import_module("torch").set_num_threads(options.threads)
-    rc.set_num_threads(options.threads)
-    found = Found()
-    for name in options.models:
-        model = MODELS[name]
-        for number in range(model.seeds) if options.seeds is None else options.seeds:
-            race: Race = model.make(number, max(1, round(model.epochs * options.epochs)))
-            print(f"{name} {number}: first gradients agree within {prove(race):.1e}", flush=True)
-            run(name, race, number, found)
-    return found
+    for name, threads in itertools.product(options.models, options.threads):
+        model, found = MODELS[name], Found(name, threads)
+        with pinned(threads):
+            importlib.import_module("torch").set_num_threads(threads)
+            rc.set_num_threads(threads)
+            for number in range(model.seeds) if options.seeds is None else options.seeds:
+                race: Race = model.make(number, max(1, round(model.epochs * options.epochs)))
+                print(f"{name} {number}: first gradients agree to {prove(race):.1e}", flush=True)
+                run(race, number, found)
+        yield found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Race, write it down, and return the exit status."""
     options = arguments(argv)
     command = shlex.join(["python", "benches/models.py", *(sys.argv[1:] if argv is None else argv)])
-    with pinned(options.threads):
-        machine = report.machine(command, options.threads, ["torch"], ())
-        print(machine, flush=True)
-        found = race_all(options)
+    machine = report.machine(command, max(options.threads), ["torch"], ())
+    print(machine, flush=True)
+    found = list(race_all(options))
     options.out.mkdir(parents=True, exist_ok=True)
-    rounded = ((*row[:-1], f"{row[-1]:.6g}") for row in found.times)
-    write_rows(options.out / "models.csv", TIMES_HEAD, rounded)
-    figures: Iterable[Sequence[Any]] = ((*row[:-1], f"{row[-1]:.6g}") for row in found.figures)
+    times = (row for one in found for row in one.rows(one.times))
+    write_rows(options.out / "models.csv", TIMES_HEAD, times)
+    figures = (row for one in found for row in one.rows(one.figures))
     write_rows(options.out / "models-figures.csv", FIGURES_HEAD, figures)
     text = page(machine, found)
     (options.out / "models.md").write_text(text, encoding="utf-8")

@@ -447,7 +447,8 @@ def page(machine: str, notebook: Notebook, picture: bool) -> str:
         parts.append("![The curves of every seed](tasks.png)")
         parts.append("A line is a seed; a dot is where it was solved.")
     parts += [protocol(task, records[0].budget) for task, records in done]
-    parts.append(f"## The run\n\n```text\n{machine}\n```")
+    said = "Seeds that were done before, and their times, may be of another machine."
+    parts.append(f"## The last run\n\n{said}\n\n```text\n{machine}\n```")
     return "\n\n".join(parts) + "\n"
 
 
