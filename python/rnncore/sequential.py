@@ -200,6 +200,7 @@ class Sequential:
         self._layers = layers
         self._fit = _chained(layers)
         self._with_state = tuple(n for n, layer in layers.items() if layer._interface().has_state)
+        self._stateful = {n: layer for n, layer in layers.items() if isinstance(layer, Stateful)}
         self._params = Parameters.joined({name: layer.params for name, layer in layers.items()})
 
     @property
@@ -627,7 +628,7 @@ class Sequential:
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep the layers alone: the rest follows from them."""
-        derived = ("_fit", "_with_state", "_params")
+        derived = ("_fit", "_with_state", "_stateful", "_params")
         return {name: value for name, value in self.__dict__.items() if name not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -639,8 +640,7 @@ class Sequential:
         """Return what a checkpoint keeps besides the parameters, of every layer."""
         return {
             f"{name}.{key}": text
-            for name, layer in self._layers.items()
-            if isinstance(layer, Stateful)
+            for name, layer in self._stateful.items()
             for key, text in layer._extra_state().items()
         }
 
@@ -648,10 +648,9 @@ class Sequential:
         """Give every layer its part of a checkpoint, or change nothing and raise."""
         done: list[tuple[Stateful, dict[str, str]]] = []
         try:
-            for name, layer in self._layers.items():
-                if isinstance(layer, Stateful):
-                    done.append((layer, layer._extra_state()))
-                    layer._load_extra_state(under(f"{name}.", state))
+            for name, layer in self._stateful.items():
+                done.append((layer, layer._extra_state()))
+                layer._load_extra_state(under(f"{name}.", state))
         except BaseException:
             for layer, before in done:
                 layer._load_extra_state(before)
