@@ -465,10 +465,10 @@ def no_worse(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     """Whether our median is at most theirs, or equal within what rounding does.
 
     >>> no_worse([2.001], [2.0]), no_worse([2.1], [2.0]), no_worse([0.02], [0.018])
-    (True, False, True)
+    (True, False, False)
     """
     mine, other = float(np.median(ours)), float(np.median(theirs))
-    return mine <= other + EQUAL * max(1.0, other)
+    return mine <= (1 + EQUAL) * other
 
 
 def page(machine: str, found: Iterable[Found]) -> str:
@@ -477,7 +477,7 @@ def page(machine: str, found: Iterable[Found]) -> str:
     said = (
         "The ratio is PyTorch's time over ours: the median over the turns, and quartiles. Then "
         "come the seconds of all updates of one training and the validation figures after the last "
-        f"epoch, lower is better; within {EQUAL:g} they count as equal."
+        f"epoch, lower is better; within {EQUAL:.1%} they count as equal."
     )
     return f"# Whole models beside PyTorch\n\n```text\n{machine}\n```\n\n{said}\n\n{table}\n"
 

@@ -378,6 +378,16 @@ def test_an_array_may_be_its_own_gradient(make: Make) -> None:
     np.testing.assert_array_equal(w, copied)
 
 
+def test_gradients_may_share_a_buffer_with_their_parameters() -> None:
+    buffer = bytearray(8 * 64)
+    w, g = np.frombuffer(buffer, np.float64, 63, 8), np.frombuffer(buffer, np.float64, 63)
+    g[:] = np.random.default_rng(0).standard_normal(63)
+    copied = {"w": w.copy()}
+    Adam(copied).step({"w": g.copy()})
+    Adam({"w": w}).step({"w": g})
+    np.testing.assert_array_equal(w, copied["w"])
+
+
 def test_the_core_says_what_it_cannot_change() -> None:
     adam: Any = partial(
         _core.adam,
@@ -400,6 +410,8 @@ def test_the_core_says_what_it_cannot_change() -> None:
         adam(w, g, m, np.ones((3, 2), np.float32).T)
     assert not adam(w, w, m, v)
     assert not adam(w, g, m, m)
+    halves = np.frombuffer(bytearray(4 * 9), np.float32)
+    assert not adam(halves[:6].reshape(2, 3), g, halves[3:].reshape(2, 3), v)
     assert (w == 1).all()
     assert (m == 1).all()
     v.flags.writeable = False

@@ -104,7 +104,8 @@ class Optimizer(ABC):
             was replaced by one of another shape or dtype, or made read-only. Nothing has changed.
         MemoryError
             If the scratch memory, twice the largest array, cannot be had. Nothing has changed.
-            ``Adam`` needs it for arrays alone that are not C-contiguous.
+        RuntimeError
+            If two threads step one ``Adam`` at a time: some arrays may have changed.
         """
         arrays = self._arrays()
         _refuse_layers(grads)
@@ -428,7 +429,6 @@ class Adam(Optimizer):
 
     def _apply(self, arrays: dict[str, NDArray[Any]], gradients: dict[str, NDArray[Any]]) -> None:
         lr, beta1, beta2, eps, weight_decay, l1, decoupled, t = self._settings.values()
-        self._settings["step"] = t + 1.0
         change = partial(
             _core.adam,
             lr=lr,
@@ -439,16 +439,20 @@ class Adam(Optimizer):
             decoupled=bool(decoupled),
             step=t + 1.0,
         )
+        # All memory first: once arrays change, none may be missing.
+        plain = {name: _plain(g) for name, g in gradients.items()}
+        spare = np.empty(max(w.nbytes for w in arrays.values()), np.uint8)
+        self._settings["step"] = t + 1.0
         for name, w in arrays.items():
-            g, plain = _plain(gradients[name]), _plain(w)
-            m, v = self._state[name].values()
-            if not change(plain, g, m, v):
-                # Another thread reads w, or it is its own gradient: a copy is nobody else's.
-                plain = w.copy(order="C")
-                if not change(plain, g, m, v):
-                    raise RuntimeError(f"params[{name!r}]: expected one step at a time, got two")
-            if plain is not w:
-                w[...] = plain
+            own = plain[name], *self._state[name].values()
+            if _is_plain(w) and change(w, *own):
+                continue
+            # Of another layout, read by another thread, or its own gradient: work on a copy.
+            copied = spare[: w.nbytes].view(w.dtype).reshape(w.shape)
+            copied[...] = w
+            if not change(copied, *own):
+                raise RuntimeError(f"params[{name!r}]: expected one step at a time, got two")
+            w[...] = copied
 
 
 class AdamW(Adam):
@@ -750,9 +754,14 @@ def _norm(arrays: list[NDArray[Any]]) -> float:
     return largest * math.sqrt(sum(float(part.sum()) for part in scaled))
 
 
+def _is_plain(array: NDArray[Any]) -> bool:
+    """Whether the core takes an array as it is."""
+    return array.flags.c_contiguous and array.flags.aligned
+
+
 def _plain(array: NDArray[Any]) -> NDArray[Any]:
     """Return an array as the core takes it: itself, or a copy in C order."""
-    return np.require(array, requirements=["C", "A"])
+    return array if _is_plain(array) else array.copy(order="C")
 
 
 def _flatten(argument: str, tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,8 @@
 //! **Which shares.** First choice is a range of rows of one direction, for all steps: no worker waits for
 //! another within them. Where there are fewer rows than threads and a step is long enough to be worth
 //! meeting after it, [`WORTH_A_MEETING`], workers share the units of all rows instead, and meet at every
-//! step. That they wait by spinning, so they are never more than the cores.
+//! step. So they do where each would have few rows, [`ENOUGH_ROWS`], and all of U for them, which is too
+//! much for a cache, [`WORTH_UNITS`]. That they wait by spinning, so they are never more than the cores.
 //!
 //! | pass | at once | shares |
 //! |---|---|---|
@@ -32,6 +33,14 @@ const WORTH_A_THREAD: usize = 2_500_000;
 /// Multiply-adds of a step that make a worker's meeting with the others worth it: about 2 us, where a
 /// meeting costs 0.2 to 0.5. A guess from these two.
 const WORTH_A_MEETING: usize = 100_000;
+
+/// Rows of a thread that fill its register tiles well enough to read the weights of all units for them.
+const ENOUGH_ROWS: usize = 20;
+
+/// Bytes of U that are worth halving for the second-level cache, where a thread has fewer rows than that:
+/// with two threads and 2 to 32 rows, sharing units instead of rows took 4 to 40 % off the time of 384
+/// to 1024 units. At 128 and 160 units it added 20 %, and at 256 and 320 it was a draw.
+const WORTH_UNITS: usize = 7 << 18;
 
 /// Which way a call goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +101,12 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// For `hidden` units of `gates` gates, where `threads` work on each direction, of which `cores` can
-    /// run side by side. Units are cut at multiples of `grain`, so that no panel is cut.
+    /// For `hidden` units of `gates` gates, numbers of `bytes` each, where `threads` work on each
+    /// direction, of which `cores` can run side by side. Units are cut at multiples of `grain`, so that no
+    /// panel is cut.
     pub fn new(
         schedule: &Schedule,
-        (gates, hidden): (usize, usize),
+        (gates, hidden, bytes): (usize, usize, usize),
         (threads, cores): (usize, usize),
         grain: usize,
     ) -> Self {
@@ -105,7 +115,11 @@ impl Cuts {
             .min(cores)
             .min(unit_parts(gates, hidden, batch))
             .min(hidden / grain);
-        if batch >= threads || parts <= batch {
+        let more_than_rows = batch < threads && parts > batch;
+        let weights = (gates * hidden).saturating_mul(hidden * bytes);
+        let few_rows = batch / threads < ENOUGH_ROWS;
+        let better_than_rows = parts == threads && few_rows && weights >= WORTH_UNITS;
+        if parts <= 1 || !(more_than_rows || better_than_rows) {
             return Self {
                 rows: schedule.split_rows(threads),
                 units: std::iter::once(0..hidden).collect(),
@@ -159,7 +173,7 @@ mod tests {
         let schedule = Schedule::dense(1000, 3).unwrap();
         let threads = |pass| threads(&config(true), &schedule, pass, 1, 8);
         assert_eq!((threads(Pass::Forward), threads(Pass::Backward)), (6, 8));
-        let rows = |threads| Cuts::new(&schedule, (4, 100), (threads, 8), 16).rows;
+        let rows = |threads| Cuts::new(&schedule, (4, 100, 4), (threads, 8), 16).rows;
         assert_eq!(rows(3), [0..1, 1..2, 2..3]);
         assert_eq!(rows(2), [0..2, 2..3]);
     }
@@ -168,7 +182,7 @@ mod tests {
     fn few_rows_of_long_steps_share_units_at_whole_panels() {
         let cuts = |batch, hidden, threads, cores| {
             let schedule = Schedule::dense(10, batch).unwrap();
-            let cuts = Cuts::new(&schedule, (4, hidden), (threads, cores), 64);
+            let cuts = Cuts::new(&schedule, (4, hidden, 4), (threads, cores), 64);
             (cuts.rows.len(), cuts.units)
         };
         assert_eq!(cuts(1, 512, 2, 2), (1, vec![0..256, 256..512]));
@@ -177,10 +191,17 @@ mod tests {
         assert_eq!(cuts(1, 512, 8, 2).1.len(), 2);
         assert_eq!(cuts(1, 256, 8, 8).1.len(), 2);
         assert_eq!(cuts(1, 128, 2, 2).1.len(), 1);
-        // Rows suffice.
-        let (rows, units) = cuts(2, 512, 2, 2);
-        assert_eq!((rows, units.len()), (2, 1));
-        assert_eq!(cuts(3, 512, 4, 4).1.len(), 4);
+        // Rows suffice, unless U is large.
+        let shape = |batch, hidden, threads, cores| {
+            let (rows, units) = cuts(batch, hidden, threads, cores);
+            (rows, units.len())
+        };
+        assert_eq!(shape(2, 256, 2, 2), (2, 1));
+        assert_eq!(shape(2, 512, 2, 2), (1, 2));
+        assert_eq!(shape(39, 512, 2, 2), (1, 2));
+        assert_eq!(shape(40, 512, 2, 2), (2, 1));
+        assert_eq!(shape(3, 512, 4, 4), (1, 4));
+        assert_eq!(shape(30, 512, 8, 2), (8, 1));
     }
 
     #[test]

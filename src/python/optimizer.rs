@@ -77,6 +77,9 @@ fn update<E: Number>(
             return Err(Error::shape(name, expected, got).into());
         }
     }
+    if overlap([w, g, mean, variance]) {
+        return Ok(false);
+    }
     let written = [w, mean, variance].map(|array| array.try_readwrite());
     let ([Ok(mut w), Ok(mut mean), Ok(mut variance)], Ok(g)) = (written, g.try_readonly()) else {
         return Ok(false);
@@ -93,6 +96,15 @@ fn update<E: Number>(
         adam.update(level, arrays);
         Ok(true)
     })
+}
+
+/// Whether two of some plain arrays of one shape have memory in common. Borrowing does not tell: views
+/// of one buffer that NumPy did not allocate may have different bases.
+fn overlap<E: Element>(arrays: [&Bound<'_, PyArrayDyn<E>>; 4]) -> bool {
+    let bytes = arrays[0].len() * size_of::<E>();
+    let mut begins = arrays.map(|array| array.data() as usize);
+    begins.sort_unstable();
+    bytes > 0 && begins.windows(2).any(|pair| pair[1] - pair[0] < bytes)
 }
 
 /// The values of an array that is borrowed for writing.

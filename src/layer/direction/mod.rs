@@ -102,7 +102,7 @@ impl<'a> Means<'a> {
     pub fn cuts<E>(&self, direction: &Direction<'_, E>, directions: usize) -> Cuts {
         Cuts::new(
             direction.schedule,
-            (direction.spec.gates.len(), direction.hidden),
+            (direction.spec.gates.len(), direction.hidden, size_of::<E>()),
             (
                 self.team.size().div_ceil(directions),
                 self.team.cores().min(self.team.size()) / directions,
