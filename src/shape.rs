@@ -138,11 +138,6 @@ impl Schedule {
         &self.order
     }
 
-    /// Whether some row is shorter than T.
-    pub fn is_ragged(&self) -> bool {
-        self.ragged
-    }
-
     /// Whether packed rows lie as those of a time-major array.
     pub fn is_plain(&self, batch_first: bool) -> bool {
         !self.ragged && (!batch_first || self.batch() <= 1 || self.time <= 1)

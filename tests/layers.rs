@@ -280,25 +280,30 @@ fn threads_do_not_change_bits<E: Element>(cell: CellKind) {
     }
 }
 
-/// One row of a wide layer: where there are two cores, two workers share its units and meet at every
-/// step. Sizes leave the last panel of units incomplete.
+/// One row of a wide layer, or a few of a wider one: where there are two cores, two workers share its
+/// units and meet at every step. Sizes leave the last panel of units incomplete.
 fn shared_units_do_not_change_bits<E: Element>(cell: CellKind) {
     let _turn = pool();
     let mut levels = levels();
     if E::MANTISSA_BITS == 52 {
         levels.drain(..levels.len() - 1);
     }
-    for (level, dropout) in levels
+    // Wide enough for two workers, whatever the number of gates; and U of several rows is large.
+    let gates = naive::gate_names(cell).len() - 1;
+    let (wide, wider) = ([500, 335, 275, 235][gates], [685, 485, 395, 345][gates]);
+    let best = *levels.last().expect("there is a level");
+    let cases = levels
         .into_iter()
         .flat_map(|level| [(level, false), (level, true)])
-    {
+        .map(|(level, dropout)| (level, dropout, 1, wide))
+        .chain([(best, false, 3, wider), (best, true, 13, wider)]);
+    for (level, dropout, batch, hidden) in cases {
         let mut case = Case {
-            batch: 1,
-            // Wide enough for two workers, whatever the number of gates.
-            hidden: [500, 335, 275, 235][naive::gate_names(cell).len() - 1],
+            batch,
+            hidden,
             layers: 1,
             merge: None,
-            ragged: false,
+            ragged: batch > 1,
             dropout,
             ..case(cell)
         };

@@ -515,7 +515,8 @@ class _Recurrent(Generic[State]):
             ``call_number``, which then advances by 1. False makes a tape without any mask.
         checkpoint : default None
             None keeps every step's gates. A positive k keeps the states of every k-th step alone,
-            and ``backward`` computes the rest again: less memory, more time, the same bits.
+            and ``backward`` computes the rest again: less memory, more time, the same bits. It
+            holds the gates of k steps at a time, or of as many as have 256 rows between them.
             Each layer's input sequence stays for all steps even so; with ``merge="mul"`` the
             outputs of both directions are kept as well. k = 1 keeps every state and saves the gates
             alone: in an RNN, nothing.
@@ -667,7 +668,7 @@ class _Recurrent(Generic[State]):
             float32 layers alone, rounds ``weight_ih`` and ``weight_hh`` to the nearest bfloat16,
             which has 8 significant bits; biases, state and arithmetic stay float32. The snapshot
             takes half the memory, and a step of one row, which at ``hidden_size`` >= 256 waits for
-            its weights, 0.55 of the time with AVX-512, 0.7 with AVX2; four rows or more gain
+            its weights, 0.3 to 0.7 of the time with AVX-512, 0.7 with AVX2; four rows or more gain
             nothing.
             y is that of a layer with rounded weights, bit for bit. In 200 steps of standard normal
             input, freshly drawn LSTM and GRU layers with ``(I, H)`` = (256, 256) and (256, 512)

@@ -214,13 +214,6 @@ impl Spec {
     pub fn is_recurrent(&self, slot: usize) -> bool {
         self.recurrent().contains(&slot) || self.candidate().contains(&slot)
     }
-
-    /// The most slots that one product adds to.
-    pub fn widest_product(&self) -> usize {
-        self.input
-            .max(self.recurrent().len())
-            .max(self.candidate().len())
-    }
 }
 
 /// How the update gate of a GRU or MGU mixes the old state and the candidate.

@@ -3,8 +3,9 @@
 //! **How many.** A thread is worth waking for [`WORTH_A_THREAD`] multiply-adds, so a call takes as many
 //! threads as its work contains that often: N rows times what a row costs in the widest layer,
 //! `G * H * (I + H)`, and twice that on the way back, for the gradients of the parameters and of x. More
-//! threads than shares would idle. With checkpoints the work of one segment counts, because each segment
-//! is dispatched on its own, and a worker that must wait for its core would hold up every one of them.
+//! threads than shares would idle. With checkpoints the work of one segment counts on the way forward,
+//! because each segment is dispatched on its own, and a worker that must wait for its core would hold up
+//! every one of them; on the way back segments are computed again in groups, and then cut as without.
 //!
 //! **Which shares.** First choice is a range of rows of one direction, for all steps: no worker waits for
 //! another within them. Where there are fewer rows than threads and a step is long enough to be worth
@@ -69,7 +70,11 @@ pub fn threads(
         .map(|layer| config.input_of(layer).saturating_add(config.hidden))
         .fold(0, usize::max);
     let row = width.saturating_mul(config.cell.gates() * config.hidden * times);
-    let work = schedule.packed_rows().saturating_mul(row) / segments.max(1);
+    let dispatches = match pass {
+        Pass::Forward => segments.max(1),
+        Pass::Backward => 1,
+    };
+    let work = schedule.packed_rows().saturating_mul(row) / dispatches;
     let shares = schedule.batch().max(unit_parts(
         config.cell.gates(),
         config.hidden,
@@ -214,5 +219,6 @@ mod tests {
         // I = H from the second layer on: 4 * 100 * 200 multiply-adds a row.
         assert_eq!(threads(&deep, &schedule, Pass::Forward, 1, 8), 3);
         assert_eq!(threads(&deep, &schedule, Pass::Forward, 2, 8), 1);
+        assert_eq!(threads(&deep, &schedule, Pass::Backward, 2, 8), 6);
     }
 }

@@ -9,8 +9,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use super::arrays::{array, small_array};
-use super::detach;
-use super::stack::{Number, borrow, execution, is_plain, not_plain, slice};
+use super::stack::{Number, Settings, borrow, is_plain, not_plain, slice};
+use super::{detach, guard};
 use crate::error::{Error, shape_text};
 use crate::layer::{self, Input};
 use crate::memory;
@@ -158,7 +158,8 @@ fn step<'py, E: Number>(
     let Some(out) = out else {
         let mut y = memory::zeros(batch * hidden, "y_t")?;
         for turn in 1..=times {
-            // SAFETY: `x` is plain (`converted`), and nothing of it outlives this call.
+            // SAFETY: `x` is plain (`converted`), and nothing of it outlives this call. It is held, so
+            // NumPy resizes it only for who switches that check off, and has to answer for it.
             advance(py, streams, unsafe { values(&x) }, &mut y)?;
             if turn % CALLS_A_SIGNAL == 0 {
                 py.check_signals()?;
@@ -238,7 +239,7 @@ fn advance<E: Number>(
     y: &mut [E],
 ) -> PyResult<()> {
     if streams.work() < WORTH_DETACHING {
-        return Ok(streams.step(x, y, &Watch::unattended())?);
+        return guard(|| streams.step(x, y, &Watch::unattended()));
     }
     detach(py, |interrupt| {
         let poll = || interrupt.requested();
@@ -278,9 +279,10 @@ fn run<'py, E: Number>(
         batch_first,
         lengths: None,
     };
+    let settings = Settings::now();
     let y = detach(py, |interrupt| {
         let poll = || interrupt.requested();
-        streams.run(&execution(&poll), input)
+        streams.run(&settings.execution(&poll), input)
     })?;
     array(py, y, &output)
 }

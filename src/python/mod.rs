@@ -72,18 +72,29 @@ pub(crate) fn detach<T: Send>(
 ) -> PyResult<T> {
     let (outcome, raised) = py.detach(|| {
         let interrupt = Interrupt::new();
-        let outcome = catch_unwind(AssertUnwindSafe(|| work(&interrupt)));
-        (
-            outcome.map_err(|panic| panic_text(panic.as_ref())),
-            interrupt.raised.into_inner(),
-        )
+        let outcome = caught(|| work(&interrupt));
+        (outcome, interrupt.raised.into_inner())
     });
-    match (outcome, raised) {
-        (Ok(Ok(value)), None) => Ok(value),
-        // A handler may raise at the very last poll: Python expects to see it even so.
-        (Ok(Ok(_) | Err(Error::Interrupted)), Some(raised)) => Err(raised),
-        (Ok(Err(error)), _) => Err(error.into()),
-        (Err(panic), _) => Err(PyRuntimeError::new_err(format!(
+    // A handler has run, and Python expects to see what it raised: at the very last poll even so.
+    raised.map_or_else(|| attached(outcome), Err)
+}
+
+/// Runs `work` with the interpreter held, where releasing it would take longer than the work: a panic
+/// becomes a `RuntimeError` here too.
+pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T>) -> PyResult<T> {
+    attached(caught(work))
+}
+
+/// What `work` returned, or what its panic said.
+fn caught<T>(work: impl FnOnce() -> Result<T>) -> std::result::Result<Result<T>, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_text(panic.as_ref()))
+}
+
+/// The outcome as Python gets it.
+fn attached<T>(outcome: std::result::Result<Result<T>, String>) -> PyResult<T> {
+    match outcome {
+        Ok(result) => Ok(result?),
+        Err(panic) => Err(PyRuntimeError::new_err(format!(
             "internal error, please report it: {panic}"
         ))),
     }

@@ -1,10 +1,13 @@
 //! Adam's step over one array, and the sum of its squares.
+//!
+//! Both keep the interpreter: they take a fraction of a millisecond, and a layer that another thread
+//! calls meanwhile must not find its parameters lent out.
 
 use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadwriteArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use super::config::level;
-use super::detach;
+use super::guard;
 use super::stack::{Number, borrow, not_plain, plain, slice};
 use crate::error::{Error, shape_text};
 use crate::optimizer::{self, Adam, Arrays};
@@ -13,7 +16,7 @@ use crate::optimizer::{self, Adam, Arrays};
 ///
 /// The four arrays are float32 or float64, of one shape and dtype, C-contiguous and aligned. `betas`,
 /// `eps` and the rest are the settings; `step` counts from 1. Returns whether it was done: nothing
-/// changes where one of the arrays is read or written elsewhere, or overlaps another.
+/// changes where one of the arrays is read by a call in another thread, read-only, or overlaps another.
 #[pyfunction]
 #[pyo3(signature = (w, g, mean, variance, *, lr, betas, eps, weight_decay, l1, decoupled, step))]
 #[allow(clippy::too_many_arguments)]
@@ -57,9 +60,9 @@ pub(crate) fn sum_of_squares(array: &Bound<'_, PyAny>) -> PyResult<f64> {
 }
 
 fn squares<E: Number>(array: &Bound<'_, PyAny>) -> PyResult<f64> {
-    let (borrowed, level) = (borrow::<E>("array", array)?, level());
+    let borrowed = borrow::<E>("array", array)?;
     let values = slice("array", &borrowed)?;
-    detach(array.py(), |_| Ok(optimizer::sum_of_squares(level, values)))
+    guard(|| Ok(optimizer::sum_of_squares(level(), values)))
 }
 
 fn update<E: Number>(
@@ -84,16 +87,14 @@ fn update<E: Number>(
     let ([Ok(mut w), Ok(mut mean), Ok(mut variance)], Ok(g)) = (written, g.try_readonly()) else {
         return Ok(false);
     };
-    let py = w.py();
     let arrays = Arrays {
         w: slice_mut("w", &mut w)?,
         g: slice("g", &g)?,
         mean: slice_mut("mean", &mut mean)?,
         variance: slice_mut("variance", &mut variance)?,
     };
-    let level = level();
-    detach(py, |_| {
-        adam.update(level, arrays);
+    guard(|| {
+        adam.update(level(), arrays);
         Ok(true)
     })
 }

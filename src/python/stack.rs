@@ -1,7 +1,6 @@
 //! `Stack` and `Tape`: layers without their parameters, which stay NumPy arrays.
 
 use std::fmt::Display;
-use std::sync::Arc;
 
 use numpy::{
     Element as NumpyElement, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods,
@@ -21,7 +20,7 @@ use crate::layer::{
 };
 use crate::memory;
 use crate::parallel::Watch;
-use crate::simd::Element;
+use crate::simd::{Element, Level};
 
 /// An element of both worlds.
 pub(crate) trait Number: Element + NumpyElement {
@@ -74,14 +73,14 @@ pub(crate) struct Stack {
 
 /// What `forward` keeps for `backward`.
 #[pyclass(frozen, module = "rnncore._core")]
-pub(crate) struct Tape(Arc<AnyTape>);
+pub(crate) struct Tape(AnyTape);
 
 #[pymethods]
 impl Tape {
     /// Bytes held, the copy of x included.
     #[getter]
     fn nbytes(&self) -> usize {
-        match &*self.0 {
+        match &self.0 {
             AnyTape::F32(tape) => tape.nbytes(),
             AnyTape::F64(tape) => tape.nbytes(),
         }
@@ -316,10 +315,11 @@ impl Stack {
                 .map(|lengths| slice("lengths", lengths))
                 .transpose()?,
         };
+        let settings = Settings::now();
         let output = detach(py, |interrupt| {
             let poll = || interrupt.requested();
             self.stack.forward(
-                &execution(&poll),
+                &settings.execution(&poll),
                 &slices_of_params,
                 input,
                 slices_of_state.as_deref(),
@@ -332,7 +332,7 @@ impl Stack {
         } else {
             [time, batch, width]
         };
-        let tape = output.tape.map(|tape| Tape(Arc::new(E::any_tape(tape))));
+        let tape = output.tape.map(|tape| Tape(E::any_tape(tape)));
         Ok((
             array(py, output.y, &shape)?,
             self.state_tuple(py, output.state, batch)?,
@@ -379,10 +379,11 @@ impl Stack {
             .iter()
             .map(|part| part.as_ref().map(|part| slice("dstate", part)).transpose())
             .collect::<PyResult<_>>()?;
+        let settings = Settings::now();
         let gradients = detach(py, |interrupt| {
             let poll = || interrupt.requested();
             self.stack.backward(
-                &execution(&poll),
+                &settings.execution(&poll),
                 &slices_of_params,
                 kept,
                 dy,
@@ -425,9 +426,11 @@ impl Stack {
         let params = self.borrow_params::<E>(params)?;
         let kept = tape_of::<E>(tape)?;
         let slices_of_params = slices(&params)?;
+        let settings = Settings::now();
         let gates = detach(py, |interrupt| {
             let poll = || interrupt.requested();
-            self.stack.gates(&execution(&poll), &slices_of_params, kept)
+            self.stack
+                .gates(&settings.execution(&poll), &slices_of_params, kept)
         })?;
         let (config, (time, batch)) = (self.stack.config(), kept.sizes());
         let shape = if kept.is_batch_first() {
@@ -455,10 +458,16 @@ impl Stack {
         storage: Storage,
     ) -> PyResult<layer::Frozen<E>> {
         let params = self.borrow_params::<E>(params)?;
-        let slices = slices(&params)?;
+        let (slices, settings) = (slices(&params)?, Settings::now());
         detach(py, |interrupt| {
             let poll = || interrupt.requested();
-            layer::Frozen::new(&self.stack, &execution(&poll), &slices, batch, storage)
+            layer::Frozen::new(
+                &self.stack,
+                &settings.execution(&poll),
+                &slices,
+                batch,
+                storage,
+            )
         })
     }
 
@@ -504,12 +513,30 @@ impl Stack {
     }
 }
 
-/// How a call from Python computes.
-pub(crate) fn execution<'a>(poll: &'a dyn Fn() -> bool) -> Execution<'a> {
-    Execution {
-        level: config::level(),
-        threads: config::threads(),
-        watch: Watch::new(poll),
+/// What a call computes with: read while the interpreter is held, as a fork of the process may not find
+/// the lock of the level taken.
+#[derive(Clone, Copy)]
+pub(crate) struct Settings {
+    level: Level,
+    threads: usize,
+}
+
+impl Settings {
+    /// As they are set now.
+    pub(crate) fn now() -> Self {
+        Self {
+            level: config::level(),
+            threads: config::threads(),
+        }
+    }
+
+    /// A call that asks `poll` whether to stop.
+    pub(crate) fn execution(self, poll: &dyn Fn() -> bool) -> Execution<'_> {
+        Execution {
+            level: self.level,
+            threads: self.threads,
+            watch: Watch::new(poll),
+        }
     }
 }
 
