@@ -943,6 +943,57 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], match:
         rc.fit(given.pop("model"), given.pop("x"), given.pop("y"), **given)
 
 
+def test_inputs_without_an_axis_of_rows_are_refused() -> None:
+    x, y = RNG.standard_normal((20, 3)), np.zeros((20, 3))
+    model = rc.Sequential(rc.GRU(3, 4), rc.Linear(4, 3))
+    expected = r"x: expected shape \(T, B, F\), got \(20, 3\) \(x\[:, None\] makes one row of it\)"
+    with pytest.raises(ValueError, match=expected):
+        rc.fit(model, x, y, loss="mse", **QUIET)
+    with pytest.raises(ValueError, match=expected):
+        rc.predict(model, x)
+    with pytest.raises(ValueError, match=expected):
+        rc.fit(model, x[:, None], y[:, None], loss="mse", validation=(x, y), **QUIET)
+    assert np.shape(rc.predict(model, x[:, None])) == (20, 1, 3)
+    first = rc.Sequential(rc.Conv1d(3, 4, 3, batch_first=True), rc.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"got \(20, 3\) \(x\[None\] makes one row of it"):
+        rc.predict(first, x)
+    with pytest.raises(ValueError, match=r"x\[0\]: expected shape \(T, F\), got \(5,\)"):
+        rc.predict(model, [np.ones(5), np.ones(4)])
+    codes = rc.Sequential(rc.Embedding(5, 3), rc.GRU(3, 4, batch_first=True))
+    with pytest.raises(ValueError, match=r"shape \(B, T\), got \(4,\) \(x\[None\] makes one row"):
+        rc.predict(codes, np.array([1, 2, 3, 4]))
+    assert [np.shape(row) for row in rc.predict(codes, [np.array([1, 2]), [3]])] == [(2, 4), (1, 4)]
+
+
+def test_rows_without_time_are_rows_of_one_step() -> None:
+    x, y = RNG.standard_normal((100, 8)), np.arange(100) % 2
+    model = rc.Sequential(rc.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"\(x\[None\] makes rows of one step of it"):
+        rc.fit(model, x, y, **QUIET)
+    with pytest.raises(ValueError, match=r"\(x\[None\] makes rows of one step of it"):
+        rc.predict(model, x)
+    assert rc.fit(model, x[None], y[None], epochs=1, **QUIET).stopped == "epochs"
+    assert np.array_equal(rc.predict(model, x[None])[0], model(x))
+
+
+def test_each_of_several_inputs_needs_its_axes() -> None:
+    model = rc.EncoderDecoder(
+        rc.Sequential(rc.GRU(2, 4)), rc.Sequential(rc.Embedding(5, 3), rc.GRU(3, 4))
+    )
+    source, target = np.zeros((6, 3, 2), np.float32), np.zeros((4, 3), int)
+    assert np.shape(rc.predict(model, (source, target))) == (4, 3, 4)
+    with pytest.raises(ValueError, match=r"x\[0\]: expected shape \(T, B, F\), got \(6, 3\)"):
+        rc.predict(model, (source[..., 0], target))
+
+
+def test_an_empty_list_has_no_predictions() -> None:
+    assert rc.predict(tagger(), []) == []
+    with pytest.raises(ValueError, match="x: expected at least one row in a list, got none"):
+        rc.predict(classifier(), [])
+    with pytest.raises(ValueError, match="x: expected at least one row, got none"):
+        rc.fit(classifier(), [], [], **QUIET)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_what_reads_backwards_cannot_be_truncated(nested: bool) -> None:
     both = rc.GRU(2, 3, bidirectional=True)

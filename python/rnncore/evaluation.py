@@ -23,7 +23,7 @@ from .parameters import (
     check_shape,
     inside_lengths,
 )
-from .protocol import reads_back
+from .protocol import Interface, reads_back
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -130,9 +130,11 @@ class Adapter:
         self.batch_first = bool(getattr(model, "batch_first", False))
         self.axis = 0 if self.batch_first else 1
         self.has_state = True if fit is None else fit.has_state
+        # How each input fits; of a model that does not say, nothing is known.
+        self._fits = model._inputs() if hasattr(model, "_inputs") else (fit,) if fit else ()
 
     def inputs(self, x: Any, lengths: Any) -> tuple[tuple[Rows, ...], bool]:
-        """Convert the inputs, and tell whether the model takes a tuple of them."""
+        """Convert and check the inputs, and tell whether the model takes a tuple of them."""
         several = isinstance(x, tuple)
         parts = x if several else (x,)
         each = lengths if several and lengths is not None else (lengths,) * len(parts)
@@ -146,7 +148,30 @@ class Adapter:
         if len({part.count for part in rows}) != 1:
             counts = [part.count for part in rows]
             raise ValueError(f"x: expected inputs of as many rows each, got {counts}")
+        if len(rows) == len(self._fits):
+            for name, part, fit in zip(names, rows, self._fits, strict=True):
+                self._check_axes(name, part, fit)
         return rows, several
+
+    def _check_axes(self, name: str, rows: Rows, fit: Interface) -> None:
+        """Refuse an input with too few axes: its features or steps would be taken for its rows."""
+        features = fit.needs_steps or fit.features_in is not None
+        last = ["F"] if features and not fit.takes_indices else []
+        layout = ["B", "T", *last] if self.batch_first else ["T", "B", *last]
+        if rows.is_list:
+            layout.remove("B")
+        lacking = len(layout) - len(rows.shape)
+        if lacking <= 0 or (rows.is_list and not rows.count):
+            return
+        hint, which = "", ""
+        if rows.is_list:
+            which = "[0]"
+        elif lacking == 1:
+            axis = "None" if self.batch_first == fit.needs_steps else ":, None"
+            kind = "one row" if fit.needs_steps else "rows of one step"
+            hint = f" ({name}[{axis}] makes {kind} of it)"
+        expected = f"({', '.join(layout)}{',' if len(layout) == 1 else ''})"
+        raise ValueError(f"{name}{which}: expected shape {expected}, got {rows.shape}{hint}")
 
     def targets(self, y: Any, inputs: tuple[Rows, ...]) -> Rows:
         """Convert the targets, of as many rows as the inputs."""
@@ -372,7 +397,8 @@ def predict(
     model
         A ``Sequential``, or what has its methods.
     x
-        As in ``fit``: an array in the model's layout, a list of rows, or a tuple of such.
+        As in ``fit``: an array in the model's layout, a list of rows (T_i, F), arrays, tables or
+        nested lists, or a tuple of such.
     lengths : default None
         As in ``fit``.
     batch_size : default 256
@@ -402,6 +428,10 @@ def predict(
     axis = adapter.axis if adapter.per_step else 0
     listed = adapter.per_step and any(part.is_list for part in parts)
     cases: list[Any] = [None] * parts[0].count
+    if not cases and any(part.is_list for part in parts):
+        if listed:
+            return cases
+        raise ValueError("x: expected at least one row in a list, got none")
     joined: NDArray[Any] | None = None
     # Of no rows at all the model says what shape their outputs have.
     for rows in [*batches(parts[0].count, size, lengths_of(parts))] or [np.arange(0)]:

@@ -166,9 +166,10 @@ def fit(
         A ``Sequential``, or what has its methods (see the notes), such as ``EncoderDecoder``.
     x
         An array in the model's layout, (T, B, F) or with ``batch_first`` (B, T, F), integers
-        without the last axis in front of an ``Embedding``; or a list of arrays (T_i, F), one a row,
-        which are padded batch by batch; or a tuple of such, for a model of several inputs, which
-        have only the number of rows in common.
+        without the last axis in front of an ``Embedding``; or a list of rows (T_i, F), arrays,
+        tables or nested lists, which are padded batch by batch; or a tuple of such, for a model of
+        several inputs, which have only the number of rows in common. Rows without time are rows of
+        one step: ``x[None]``.
     y
         Targets. Where the model ends the steps (``Pooling``): (B, ...). Else for every step, in the
         layout of x; a list of arrays (T_i, ...) with a list of rows.
