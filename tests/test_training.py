@@ -693,6 +693,53 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     assert same_bits(before.params, other.params)
 
 
+@pytest.mark.parametrize(
+    ("wrote", "resumes", "match"),
+    [
+        ({"validation": 0.2}, {}, "resume: expected some as validation, as '.*' was written with"),
+        ({}, {"validation": 0.2}, "resume: expected None as validation, as '.*' was written with"),
+        ({}, {"optimizer": rc.AdamW}, "resume: .* got others: decoupled: expected"),
+        ({}, {"optimizer": rc.RMSprop}, "resume: .* got others: .* missing"),
+        ({}, {"schedule": rc.StepLR}, "resume: .* got others: .* missing"),
+        (
+            {"schedule": rc.CosineLR},
+            {"schedule": rc.StepLR},
+            "resume: .* got others: .* missing",
+        ),
+        ({"schedule": rc.CosineLR}, {}, "resume: .* got others: .* unexpected schedule"),
+        (
+            {"validation": 0.2},
+            {"validation": 0.2, "metrics": {"accuracy": accuracy}},
+            "resume: .* got others: .* missing metrics.accuracy",
+        ),
+    ],
+)
+def test_a_training_of_other_arguments_is_not_resumed(
+    wrote: dict[str, Any], resumes: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    x, y = cases()
+
+    def run(model: rc.Sequential, arguments: dict[str, Any]) -> None:
+        make, schedule = arguments.get("optimizer", rc.Adam), arguments.get("schedule")
+        optimizer = make(model, lr=0.03)
+        own = arguments | {"optimizer": optimizer}
+        if schedule is not None:
+            own["schedule"] = schedule(optimizer, 5)
+        try:
+            rc.fit(model, x, y, epochs=2, checkpoint=tmp_path / "c", resume=True, **own, **QUIET)
+        finally:
+            states.append(optimizer.state_dict())
+
+    states: list[dict[str, Any]] = []
+    run(classifier(), wrote)
+    model = classifier(seed=5)
+    before = {name: array.copy() for name, array in model.params.items()}
+    with pytest.raises(ValueError, match=match):
+        run(model, resumes)
+    assert same_bits(model.params, before)
+    assert same_bits(states[-1], resumes.get("optimizer", rc.Adam)(model, lr=0.03).state_dict())
+
+
 # ---- Predictions ---------------------------------------------------------------------------------
 
 

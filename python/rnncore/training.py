@@ -224,7 +224,8 @@ def fit(
         schedule, dropout, history and seed.
     resume : default False
         Whether to go on where the file ends, if there is one: with the same arguments, bit for bit
-        as if never stopped. Settings of optimizer and schedule are those of the file.
+        as if never stopped. Settings of optimizer and schedule are those of the file. Where model,
+        optimizer, schedule, metrics or having a validation differ, nothing is changed.
     max_seconds : default None
         Stop when so much time has passed, in the middle of an epoch too. What was done of it is
         measured like a whole one; a checkpoint does not have it, and a resumed run does it again.
@@ -694,16 +695,33 @@ class _Run:
         return tree
 
     def resume(self, path: Path, saved: Mapping[str, NDArray[Any]]) -> None:
-        """Go back to where a checkpoint was written, which has these arrays."""
+        """Go back to where a checkpoint was written, which has these arrays, or change nothing."""
         tree, history = self._tree(), self.history
         shapes = {name: array.shape for name, array in saved.items()}
+        with_validation = shapes.get("history.validation_loss", (0,)) != (0,)
+        if with_validation != (self.held is not None):
+            expected, got = ("some", "none") if with_validation else ("None", "some")
+            raise ValueError(
+                f"resume: expected {expected} as validation, as {str(path)!r} was written with, "
+                f"got {got}"
+            )
         # The curves are as long as they were; all else must fit what is there now.
         for part in ("history", "metrics"):
             tree[part] = {name: np.zeros(shapes.get(f"{part}.{name}", (0,))) for name in tree[part]}
-        serialization.load(path, into=tree)
-        self.optimizer.load_state_dict(tree["optimizer"])
-        if self.schedule is not None:
-            self.schedule.load_state_dict(tree["schedule"])
+        before = self.optimizer.state_dict()
+        try:
+            # The model itself comes last: all that can be wrong is known by then.
+            serialization.load(path, into=tree | {"model": self._spare})
+            self.optimizer.load_state_dict(tree["optimizer"])
+            if self.schedule is not None:
+                self.schedule.load_state_dict(tree["schedule"])
+            serialization.load(path, into=tree)
+        except (TypeError, ValueError) as error:
+            self.optimizer.load_state_dict(before)
+            raise ValueError(
+                f"resume: expected the arguments that {str(path)!r} was written with, "
+                f"got others: {error}"
+            ) from error
         for name, curve in tree["history"].items():
             setattr(history, name, curve.tolist())
         history.metrics = {name: curve.tolist() for name, curve in tree["metrics"].items()}
