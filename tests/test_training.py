@@ -740,6 +740,33 @@ def test_a_training_of_other_arguments_is_not_resumed(
     assert same_bits(states[-1], resumes.get("optimizer", rc.Adam)(model, lr=0.03).state_dict())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, lengths, rng: (x, np.maximum(lengths - 1, 1)),
+        lambda x, lengths, rng: (x, None),
+        lambda x, lengths, rng: (x[:-1], np.minimum(lengths, len(x) - 1)),
+    ],
+    ids=["shorter", "none", "cut"],
+)
+def test_an_augmentation_must_not_change_the_steps_that_have_targets(change: Any) -> None:
+    x, y = cases()
+    steps = [np.arange(len(row)) % 3 for row in x]
+    with pytest.raises(ValueError, match="augment: expected to leave the steps and lengths of x"):
+        rc.fit(tagger(), x, steps, augment=change, **QUIET)
+    # Where the model ends the steps they may change.
+    assert rc.fit(classifier(), x, y, augment=change, epochs=1, **QUIET).stopped == "epochs"
+
+
+def test_lengths_of_all_steps_are_no_change() -> None:
+    def full(x: Any, lengths: Any, rng: Any) -> tuple[Any, Any]:
+        assert lengths is None
+        return x, np.full(x.shape[1], len(x))
+
+    y = np.zeros((4, 6), int)
+    assert rc.fit(tagger(), X, y, augment=full, epochs=1, **QUIET).stopped == "epochs"
+
+
 # ---- Predictions ---------------------------------------------------------------------------------
 
 

@@ -218,7 +218,9 @@ def fit(
         By how much a loss must come down for ``patience`` to begin anew. The best weights are those
         of the lowest loss, by however little.
     augment : default None
-        ``(x, lengths, rng) -> (x, lengths)``, applied to every batch of the training alone.
+        ``(x, lengths, rng) -> (x, lengths)``, applied to every batch of the training alone. Where
+        every step has a target it must leave the steps in their places and the lengths as they are:
+        no ``TimeWarp``, no ``WindowSlice``.
     checkpoint : default None
         A file to write after every epoch, whole or not at all: weights, best weights, optimizer,
         schedule, dropout, history and seed.
@@ -299,7 +301,7 @@ def fit(
         metrics=as_metrics(metrics),
         patience=None if patience is None else as_size("patience", patience),
         min_delta=as_setting("min_delta", min_delta),
-        augment=_callable("augment", augment),
+        augment=_augmentation(augment, task, data),
         every_update=as_choice("schedule_every", schedule_every, ("epoch", "update")) == "update",
         checkpoint=path,
         max_seconds=_limit("max_seconds", max_seconds),
@@ -350,6 +352,17 @@ def _callable(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
         raise TypeError(f"{name}: expected a callable or None, got {as_text(value)}")
     return value
+
+
+def _augmentation(value: Any, task: Task, data: Data) -> Any:
+    """Check a callable, or None, that leaves targets of steps what they are."""
+    # What is one of several inputs may well move: the targets may be of another.
+    if task.per_step and not data.several and getattr(value, "moves_time", False):
+        raise ValueError(
+            "augment: expected one that leaves the steps in place, as every step has a target, "
+            f"got {as_text(value)}"
+        )
+    return _callable("augment", value)
 
 
 def _optimizer(optimizer: object, model: Any) -> Optimizer:
@@ -574,14 +587,27 @@ class _Run:
         for rows in batches(len(self.data.numbers), plan.batch_size, lengths, order):
             batch = task.batch(self.data, rows)
             if plan.augment is not None:
-                x, own = plan.augment(batch.x, batch.lengths, rng)
-                each = own if self.data.several else (own,)
-                outer = None if own is None else task.output_lengths(each, self.data.several)
-                batch = batch._replace(x=x, lengths=own, y_lengths=outer)
+                batch = self._augmented(batch, plan.augment, rng)
             begins = True
             for segment, share in task.segments(batch, plan.truncate):
                 yield segment, begins, share * len(rows) / len(self.data.numbers)
                 begins = False
+
+    def _augmented(
+        self, batch: Batch, augment: Callable[[Any, Any, Any], tuple[Any, Any]], rng: Any
+    ) -> Batch:
+        """Return a batch with x as the augmentation makes it; y stays, and must still fit."""
+        task, several = self.task, self.data.several
+        x, lengths = augment(batch.x, batch.lengths, rng)
+        each = lengths if several else (lengths,)
+        outer = None if lengths is None else task.output_lengths(each, several)
+        after = batch._replace(x=x, lengths=lengths, y_lengths=outer)
+        if task.per_step and not _same_steps(batch, after, task.axis):
+            raise ValueError(
+                "augment: expected to leave the steps and lengths of x as they are, as every step "
+                f"has a target, got others from {as_text(augment)}"
+            )
+        return after
 
     def _after_epoch(self, bar: Progress, cut: bool) -> None:
         """Keep what is best, move the schedule, write the checkpoint, and ask whether to stop."""
@@ -738,6 +764,18 @@ def _watches(schedule: Schedule) -> bool:
     except TypeError:
         return True
     return False
+
+
+def _same_steps(one: Batch, other: Batch, axis: int) -> bool:
+    """Tell whether the targets of a batch fit another x, as far as steps and lengths go."""
+    pair: tuple[Any, ...] = one.y_lengths, other.y_lengths
+    if not isinstance(one.x, tuple):
+        if one.x.shape[:2] != np.shape(other.x)[:2]:
+            return False
+        # No lengths are those of all steps.
+        whole = np.full(one.x.shape[axis], one.x.shape[1 - axis])
+        pair = tuple(whole if part.lengths is None else part.lengths for part in (one, other))
+    return bool(np.array_equal(*pair))
 
 
 def _waited(curve: list[float], min_delta: float) -> int:
