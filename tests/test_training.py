@@ -581,6 +581,35 @@ def test_both_limits_of_the_gradient_hold_and_the_norm_is_that_before() -> None:
     assert len(set(norms)) == 1
 
 
+@pytest.mark.parametrize("of_training", [False, True])
+def test_both_sides_of_a_split_must_weigh_something(of_training: bool) -> None:
+    x, y = cases()
+    held = np.random.default_rng([0, 0]).permutation(40)[:8]  # as the seed 0 draws them
+    weights = np.zeros(40) if of_training else np.ones(40)
+    weights[held] = float(of_training)
+    name, role = ("y", "train") if of_training else ("validation", "validate")
+    with pytest.raises(ValueError, match=f"{name}: expected something that counts to {role} on"):
+        rc.fit(classifier(), x, y, sample_weight=weights, validation=0.2, **QUIET)
+    history = rc.fit(
+        classifier(), x, y, sample_weight=weights, validation=0.2, seed=1, epochs=1, **QUIET
+    )
+    assert history.validation_loss[0] > 0
+
+
+def test_targets_of_which_all_are_ignored_are_refused() -> None:
+    x, y = cases()
+    loss = partial(rc.softmax_cross_entropy, ignore_index=-1)
+    none = np.full(40, -1)
+    with pytest.raises(ValueError, match="validation: expected something that counts to validate"):
+        rc.fit(classifier(), x, y, loss=loss, validation=(x, none), **QUIET)
+    with pytest.raises(ValueError, match="y: expected something that counts to train on, got"):
+        rc.fit(classifier(), x, none, loss=loss, **QUIET)
+    lengths = np.zeros(6, int)
+    steps = np.zeros((4, 6), int)
+    with pytest.raises(ValueError, match="validation: expected something that counts to validate"):
+        rc.fit(tagger(), X, steps, validation=(X, steps, lengths), **QUIET)
+
+
 # ---- Checkpoints ---------------------------------------------------------------------------------
 
 
@@ -868,6 +897,22 @@ def test_several_inputs_share_their_rows_alone() -> None:
         assert np.allclose(row, whole[: len(target[k]), k], atol=1e-6)
     with pytest.raises(ValueError, match="truncate: expected None with several inputs, got 2"):
         rc.fit(model, (source, target), wanted, truncate=2, **QUIET)
+
+
+def test_one_input_may_be_a_list_and_the_other_an_array() -> None:
+    rng = np.random.default_rng(0)
+    source = [rng.standard_normal((n, 2)) for n in (5, 2, 4)]
+    target = rng.integers(0, 5, (4, 3))
+    model = rc.EncoderDecoder(
+        rc.Sequential(rc.GRU(2, 4, seed=0)),
+        rc.Sequential(rc.Embedding(5, 3, seed=1), rc.GRU(3, 4, seed=2), rc.Linear(4, 5, seed=3)),
+    )
+    assert rc.fit(model, (source, target), target, epochs=1, **QUIET).stopped == "epochs"
+    array, lengths = padded(source)
+    whole = model((array, target), lengths=(lengths, None))
+    found = rc.predict(model, (source, target))
+    assert [row.shape for row in found] == [(4, 5)] * 3
+    assert np.allclose(np.stack([*found], axis=1), whole, atol=1e-6)
 
 
 # ---- Progress and printing -----------------------------------------------------------------------

@@ -335,6 +335,14 @@ class Task(Adapter):
         counted = self._counted(batch)
         return float(counted.sum() if weights is None else weights[counted].sum())
 
+    def counts(self, data: Data) -> bool:
+        """Tell whether anything counts: inside the lengths, not ignored, with a weight."""
+        for rows in batches(len(data.numbers), 256):
+            batch = self.batch(data, rows)
+            if self._amount(batch, self._spread(batch)) > 0:
+                return True
+        return False
+
     def _counted(self, batch: Batch) -> NDArray[np.bool_]:
         """Return which elements of y count, but for their weights."""
         y = batch.y
@@ -437,8 +445,9 @@ def predict(
     for rows in [*batches(parts[0].count, size, lengths_of(parts))] or [np.arange(0)]:
         y, steps = adapter.output(parts, several, rows)
         if listed:
+            # Beside a list, what came as an array without lengths has all its steps.
             for k, row in enumerate(rows):
-                cases[row] = np.take(y, k, axis=axis)[: steps[k]]
+                cases[row] = np.take(y, k, axis=axis)[: None if steps is None else steps[k]]
             continue
         if joined is None:
             joined = adapter.room(y, parts, several)

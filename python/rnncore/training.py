@@ -287,6 +287,7 @@ def fit(
     data = task.data(x, y, lengths, sample_weight)
     path, saved, seed = _continued(checkpoint, as_flag("resume", resume), seed)
     data, held = _held_out(task, data, validation, seed)
+    _check_counts(task, data, held)
     changed = _optimizer(optimizer, model)
     if metrics and held is None:
         raise ValueError("metrics: expected none without validation, got some (see evaluate)")
@@ -420,6 +421,16 @@ def _held_out(task: Task, data: Data, validation: Any, seed: int) -> tuple[Data,
         )
     order = np.random.default_rng([seed, 0]).permutation(rows)
     return data.subset(np.sort(order[count:])), data.subset(np.sort(order[:count]))
+
+
+def _check_counts(task: Task, data: Data, held: Data | None) -> None:
+    """Refuse rows of which nothing counts: their loss of 0 would be the best."""
+    for name, part, role in (("y", data, "train on"), ("validation", held, "validate on")):
+        if part is not None and not task.counts(part):
+            raise ValueError(
+                f"{name}: expected something that counts to {role}, got nothing: all that there is "
+                "has a weight of 0, is ignored, or lies beyond the lengths"
+            )
 
 
 def _continued(
