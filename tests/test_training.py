@@ -194,6 +194,28 @@ def test_a_loss_of_yours_is_called_with_what_it_needs() -> None:
     assert calls == [[], []]
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_yes_and_no_may_be_bools(listed: bool) -> None:
+    x, y = cases()
+    bools = np.eye(3)[y] > 0
+    given: Any = [row.tolist() for row in bools] if listed else bools
+    found = rc.evaluate(classifier(), x, given, loss="binary_cross_entropy")
+    assert found == rc.evaluate(classifier(), x, np.eye(3)[y], loss="binary_cross_entropy")
+    loss = partial(rc.binary_cross_entropy_with_logits, pos_weight=2.0)
+    assert rc.fit(classifier(), x, given, loss=loss, epochs=1, **QUIET).stopped == "epochs"
+    with pytest.raises(TypeError, match="y.*: expected real numbers, got bool"):
+        rc.fit(classifier(), x, given, loss="mse", **QUIET)
+
+
+def test_an_error_of_the_loss_says_that_it_is_about_y() -> None:
+    with pytest.raises(ValueError, match="targets: expected 0 <= value <= K - 1") as caught:
+        rc.fit(classifier(), X, np.full(6, 3), **QUIET)
+    assert "in the loss, whose targets are a batch of y" in caught.value.__notes__
+    with pytest.raises(ValueError, match="target: expected shape of prediction") as caught:
+        rc.evaluate(classifier(), X, np.zeros((6, 2)), loss="mse")
+    assert "in the loss, whose targets are a batch of y" in caught.value.__notes__
+
+
 # ---- Truncation ----------------------------------------------------------------------------------
 
 

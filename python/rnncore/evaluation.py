@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import losses
-from .batches import Rows, batches, shortened
+from .batches import Rows, as_items, batches, shortened
 from .parameters import (
     as_choice,
     as_real_array,
@@ -231,11 +231,14 @@ class Task(Adapter):
             raise TypeError(f"loss: expected a name or a callable, got {as_text(loss)}")
         # What functools.partial has given to one of the losses here.
         self._ignored = getattr(loss, "keywords", {}).get("ignore_index")
+        self._is_binary = (
+            getattr(self._loss, "func", self._loss) is losses.binary_cross_entropy_with_logits
+        )
 
     def data(self, x: Any, y: Any, lengths: Any, weights: ArrayLike | None = None) -> Data:
         """Convert and check what ``fit`` and ``evaluate`` are given."""
         inputs, several = self.inputs(x, lengths)
-        targets = self.targets(y, inputs)
+        targets = self.targets(_as_zero_one(y) if self._is_binary else y, inputs)
         count = targets.count
         if not count:
             raise ValueError("x: expected at least one row, got none")
@@ -312,7 +315,11 @@ class Task(Adapter):
         weights = self._spread(batch)
         if weights is not None:
             options["weights"] = weights
-        judged = self._loss(prediction, batch.y, **options)
+        try:
+            judged = self._loss(prediction, batch.y, **options)
+        except Exception as error:
+            error.add_note("in the loss, whose targets are a batch of y")
+            raise
         if not isinstance(judged, tuple) or len(judged) != 2:
             raise TypeError(f"loss: expected to return (loss, gradient), got {as_text(judged)}")
         loss, gradient = judged
@@ -388,6 +395,17 @@ class Mean:
     def value(self) -> float:
         """The mean; 0 of nothing."""
         return self._sum / self._amount if self._amount else 0.0
+
+
+def _as_zero_one(y: Any) -> Any:
+    """Make numbers of bools, in arrays, tables and lists: yes is 1, no is 0."""
+    if isinstance(y, (list, tuple)):
+        numbers = map(_as_zero_one, y)
+        return tuple(numbers) if isinstance(y, tuple) else list(numbers)
+    (y,) = as_items([y])
+    if isinstance(y, np.ndarray) and y.dtype.kind == "b":
+        return y.astype(np.int8)
+    return int(y) if isinstance(y, (bool, np.bool_)) else y
 
 
 def lengths_of(parts: tuple[Rows, ...]) -> NDArray[np.int64] | None:

@@ -172,7 +172,8 @@ def fit(
         one step: ``x[None]``.
     y
         Targets. Where the model ends the steps (``Pooling``): (B, ...). Else for every step, in the
-        layout of x; a list of arrays (T_i, ...) with a list of rows.
+        layout of x; a list of arrays (T_i, ...) with a list of rows. Bools will do for
+        "binary_cross_entropy".
     loss : default "cross_entropy"
         "cross_entropy", "binary_cross_entropy" (on logits), "mse", "mae", "huber"; or a callable
         ``(prediction, target) -> (loss, gradient)``, a mean over what counts. It is given
