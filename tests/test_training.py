@@ -553,6 +553,40 @@ def test_an_optimizer_of_one_layer_leaves_the_others_alone() -> None:
         assert np.array_equal(array, before[name]) == name.startswith("gru"), name
 
 
+def test_an_optimizer_may_have_names_of_its_own(tmp_path: Path) -> None:
+    x, y = cases()
+    models = [classifier(), classifier()]
+    layers = models[1].layers
+    named = [models[0], {"a": layers["gru"], "b": layers["head"]}]
+    histories = [
+        rc.fit(model, x, y, optimizer=rc.Adam(tree), clip_norm=0.1, epochs=2, **QUIET)
+        for model, tree in zip(models, named, strict=True)
+    ]
+    assert histories[0].train_loss == histories[1].train_loss
+    assert same_bits(models[0].params, models[1].params)
+    other = {"a": layers["gru"], "gru": classifier().layers["gru"]}
+    with pytest.raises(ValueError, match="got one of another 'gru.weight_ih_l0'"):
+        rc.fit(models[1], x, y, optimizer=rc.Adam(other), **QUIET)
+
+
+def test_a_plateau_of_updates_sees_the_loss_of_each() -> None:
+    x, y = cases()
+    model = classifier()
+    optimizer = rc.SGD(model, lr=0.1)
+    seen: list[float] = []
+
+    class Spy(rc.ReduceLROnPlateau):
+        def step(self, metric: Any = None) -> None:
+            seen.append(metric)
+            super().step(metric)
+
+    history = rc.fit(
+        model, x, y, optimizer=optimizer, schedule=Spy(optimizer), schedule_every="update",
+        validation=0.2, epochs=2, **QUIET,
+    )  # fmt: skip
+    assert seen == history.update_loss
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_weights_of_rows_count_beyond_their_batch(batch_size: int) -> None:
     """Over an epoch of tiny steps the weights move along the gradient of the weighted mean."""

@@ -185,11 +185,12 @@ def fit(
         (B,), a weight >= 0 for every row. An update counts as much as its rows weigh beside the
         others.
     optimizer : default None
-        Made for the model's parameters, or for some of them: the others stay as they are. None:
-        ``Adam(model)``.
+        Made for the model's parameters, or for some of them, under whatever names: the others stay
+        as they are. None: ``Adam(model)``.
     schedule : default None
         Of the optimizer, or a callable that makes it of the optimizer. ``ReduceLROnPlateau`` sees
-        the validation loss, or the training loss without validation.
+        the validation loss, or the training loss without validation; where the schedule steps every
+        update, the loss of that update.
     schedule_every : default "epoch"
         Whether the schedule steps after every epoch or every "update".
     epochs : default 100
@@ -373,12 +374,21 @@ def _optimizer(optimizer: object, model: Any) -> Optimizer:
         return Adam(model)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected an optimizer or None, got {as_text(optimizer)}")
+    _own_names(optimizer, model)
+    return optimizer
+
+
+def _own_names(optimizer: Optimizer, model: Any) -> dict[str, str]:
+    """Return what the model calls each array of an optimizer, which may have names of its own."""
+    known = {id(array): name for name, array in model.params.items()}
+    names = {}
     for name, array in optimizer._arrays().items():
-        if model.params.get(name) is not array:
+        if id(array) not in known:
             raise ValueError(
                 f"optimizer: expected one of this model's parameters, got one of another {name!r}"
             )
-    return optimizer
+        names[name] = known[id(array)]
+    return names
 
 
 def _scheduled(schedule: Any, optimizer: Optimizer) -> Schedule | None:
@@ -486,9 +496,8 @@ class _Run:
         self.optimizer, self.schedule, self.plan = optimizer, schedule, plan
         self.history = History(metrics={name: [] for name in plan.metrics})
         params = task.model.params
-        changed = optimizer._arrays()
-        # Of a model that is trained in part, the gradients that count.
-        self._names = None if len(changed) == len(params) else tuple(changed)
+        # The gradients that count, of a model that may be trained in part.
+        self._names = _own_names(optimizer, task.model)
         self._watches = schedule is not None and _watches(schedule)
         self._mean_weight = 1.0 if data.weights is None else float(data.weights.mean())
         self._best = _Best(None, {name: array.copy() for name, array in params.items()})
@@ -663,10 +672,9 @@ class _Run:
             # The loss has divided by the weights of this batch, which has its part of all of them.
             gradient = gradient * (float(batch.weights.mean()) / self._mean_weight)
         gradients = model.backward(tape, gradient).params
-        if self._names is not None:
-            gradients = {name: gradients[name] for name in self._names}
+        gradients = {name: gradients[name] for name in self._names.values()}
         norm = self._clipped(gradients)
-        self.optimizer.step(gradients)
+        self.optimizer.step({own: gradients[name] for own, name in self._names.items()})
         self.history.update_loss.append(loss)
         if self.schedule is not None and plan.every_update:
             self._move_schedule(loss)
