@@ -1151,6 +1151,33 @@ def test_rows_without_time_are_rows_of_one_step() -> None:
     assert np.array_equal(rc.predict(model, x[None])[0], model(x))
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_a_loss_on_logits_is_not_given_probabilities(activation: str, loss: str) -> None:
+    def head() -> rc.Linear:
+        return rc.Linear(3, 2, activation=activation)
+
+    gru = {"gru": rc.GRU(2, 3)}
+    models = [
+        rc.Sequential({**gru, "last": rc.Pooling("last"), "head": head()}),
+        rc.Sequential({**gru, "head": head(), "drop": rc.Dropout(0.1), "last": rc.Pooling("last")}),
+        rc.Sequential(rc.Sequential(rc.GRU(2, 3), rc.Sequential(head()))),
+        rc.EncoderDecoder(rc.Sequential(rc.GRU(2, 3)), rc.Sequential(rc.GRU(2, 3), head())),
+    ]
+    expected = (
+        rf"loss: expected a model that ends in logits for '{loss}', .* got Linear\(.*at the end"
+    )
+    for model in models:
+        with pytest.raises(ValueError, match=expected):
+            rc.fit(model, X, Y, loss=loss, **QUIET)
+        with pytest.raises(ValueError, match=expected):
+            rc.evaluate(model, X, Y, loss=loss)
+    found = rc.evaluate(models[0], X, np.zeros((6, 2)), loss="mse")
+    assert found["loss"] > 0
+    gate = rc.Sequential(head(), rc.Linear(2, 2))
+    assert rc.evaluate(gate, np.zeros((4, 6, 3)), np.zeros((4, 6), int))["loss"] > 0
+
+
 def test_each_of_several_inputs_needs_its_axes() -> None:
     model = rc.EncoderDecoder(
         rc.Sequential(rc.GRU(2, 4)), rc.Sequential(rc.Embedding(5, 3), rc.GRU(3, 4))

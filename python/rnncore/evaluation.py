@@ -39,6 +39,10 @@ LOSSES: Mapping[str, Callable[..., tuple[float, Any]]] = {
 }
 
 
+# Those that would apply the activation of a head a second time.
+_ON_LOGITS = ("cross_entropy", "binary_cross_entropy")
+
+
 class Data(NamedTuple):
     """Inputs, targets and weights of the same rows.
 
@@ -218,13 +222,18 @@ class Task(Adapter):
     Raises
     ------
     TypeError, ValueError
-        If one of them is none.
+        If one of them is none, or a loss that is on logits by its name is given probabilities.
     """
 
     def __init__(self, model: Any, loss: str | Callable[..., tuple[float, Any]]) -> None:
         super().__init__(model)
         if isinstance(loss, str):
             self._loss = LOSSES[as_choice("loss", loss, tuple(LOSSES))]
+            if loss in _ON_LOGITS and (found := _squashed(model)) is not None:
+                raise ValueError(
+                    f"loss: expected a model that ends in logits for {loss!r}, which has its own "
+                    f"softmax or sigmoid, got {as_text(found)} at the end"
+                )
         elif callable(loss):
             self._loss = loss
         else:
@@ -395,6 +404,18 @@ class Mean:
     def value(self) -> float:
         """The mean; 0 of nothing."""
         return self._sum / self._amount if self._amount else 0.0
+
+
+def _squashed(model: Any) -> Any:
+    """Return the layer, if there is one, that makes probabilities of a model's outputs."""
+    layers = getattr(getattr(model, "decoder", model), "layers", None)
+    if isinstance(layers, Mapping):
+        for layer in reversed([*layers.values()]):
+            # Pooling and dropout leave what the last layer with features gives.
+            if layer._interface().features_out is not None:
+                return _squashed(layer)
+        return None
+    return model if getattr(model, "activation", None) in ("softmax", "sigmoid") else None
 
 
 def _as_zero_one(y: Any) -> Any:

@@ -175,7 +175,8 @@ def fit(
         layout of x; a list of arrays (T_i, ...) with a list of rows. Bools will do for
         "binary_cross_entropy".
     loss : default "cross_entropy"
-        "cross_entropy", "binary_cross_entropy" (on logits), "mse", "mae", "huber"; or a callable
+        "cross_entropy", "binary_cross_entropy" (both on logits: the model ends without a softmax or
+        sigmoid of its own), "mse", "mae", "huber"; or a callable
         ``(prediction, target) -> (loss, gradient)``, a mean over what counts. It is given
         ``lengths``, and ``batch_first=True``, where steps are ragged, and ``weights`` where rows
         are weighted; ``functools.partial`` gives options to the losses of this package.
