@@ -1024,7 +1024,7 @@ def test_a_history_is_drawn_and_judged() -> None:
     found = history.verdict()
     assert history.best_epoch is not None
     assert found.validation == min(history.validation_loss)
-    assert found.word in ("over-fitting", "under-fitting", "fine")
+    assert found.word == "over-fitting"
     assert history.verdict(at=0, baseline=1e-9).word == "under-fitting"
 
 
