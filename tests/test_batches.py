@@ -127,7 +127,7 @@ def test_what_is_a_list_of_rows() -> None:
             None,
             0,
             ValueError,
-            r"x\[0\]: .* array of real numbers, got",
+            "expected a rectangular array of real numbers,",
         ),
         (np.ones((4, 2)), [5, 1], 1, ValueError, "lengths"),
     ],
