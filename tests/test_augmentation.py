@@ -320,6 +320,25 @@ def test_another_number_of_features_is_refused() -> None:
         rc.Jitter([0.1, 0.2])(drawn(), None, rng())
 
 
+@pytest.mark.parametrize(
+    "augment", [rc.TimeWarp(0.2), rc.Compose(rc.Jitter(), rc.WindowSlice(1.0))], ids=repr
+)
+def test_what_moves_time_is_refused_where_steps_have_targets(augment: Any) -> None:
+    assert augment.moves_time
+    model = rc.Sequential(rc.GRU(F, 3), rc.Linear(3, 2))
+    x, y = np.zeros((T, B, F)), np.zeros((T, B), int)
+    with pytest.raises(ValueError, match="augment: expected one that leaves the steps in place"):
+        rc.fit(model, x, y, augment=augment, progress=False)
+
+
+def test_noise_leaves_time_in_place() -> None:
+    augment = rc.Compose(rc.Jitter(), rc.Scaling(), lambda x, lengths, rng: (x, lengths))
+    assert not augment.moves_time
+    model = rc.Sequential(rc.GRU(F, 3), rc.Linear(3, 2))
+    x, y = np.zeros((T, B, F)), np.zeros((T, B), int)
+    assert rc.fit(model, x, y, augment=augment, epochs=1, progress=False).stopped == "epochs"
+
+
 def test_an_error_inside_a_composition_names_its_place() -> None:
     both = rc.Compose(rc.Scaling(), rc.Jitter([0.1, 0.2]))
     with pytest.raises(ValueError, match="x: expected 2 features") as caught:

@@ -66,6 +66,43 @@ def test_rows_of_a_list_are_padded_with_zeros(axis: int) -> None:
         assert not x[len(values[row]) :, k].any()
 
 
+class Table:
+    """What is no array and can be one, as a table of another package."""
+
+    def __init__(self, values: object) -> None:
+        self._values = np.asarray(values)
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        del dtype, copy
+        return self._values
+
+
+def test_a_list_of_tables_is_a_list_of_rows() -> None:
+    values = [np.arange(6.0).reshape(3, 2), np.ones((3, 2))]
+    rows = Rows("x", [Table(value) for value in values], axis=1)
+    x, lengths = rows.take(np.array([0, 1]))
+    assert np.array_equal(x, np.stack(values, axis=1))
+    assert lengths is not None
+    assert lengths.tolist() == [3, 3]
+    # A list of tables without axes is one array of numbers.
+    assert not Rows("y", [Table(1), Table(2)]).is_list
+
+
+def test_an_empty_row_takes_its_shape_from_the_others() -> None:
+    rows = Rows("x", [[], [[1], [2]], np.empty(0)], axis=0)
+    x, lengths = rows.take(np.arange(3))
+    assert x.shape == (3, 2, 1)
+    assert x.dtype == np.int64
+    assert lengths is not None
+    assert lengths.tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_empty_list_has_no_rows(axis: int) -> None:
+    rows = Rows("x", [], axis=axis)
+    assert (rows.count, rows.is_list) == (0, True)
+
+
 def test_what_is_a_list_of_rows() -> None:
     assert is_list_of_rows([np.ones(2), np.ones(2)])
     assert is_list_of_rows([[1], [1, 2]])
@@ -77,12 +114,21 @@ def test_what_is_a_list_of_rows() -> None:
 @pytest.mark.parametrize(
     ("value", "lengths", "axis", "error", "match"),
     [
-        (["a", "b"], None, 0, TypeError, "x: expected an array of real numbers"),
+        (["a", "b"], None, 0, TypeError, "x: expected real numbers, got <U1"),
         (np.ones(3), None, 1, ValueError, r"x: expected shape \(T, B, ...\), got \(3,\)"),
         (np.ones(3), [1, 1, 1], 0, ValueError, "lengths: expected None for x without time"),
         ([np.ones(3), np.ones(2)], [3, 2], 0, ValueError, "lengths: expected None with a list"),
         ([np.ones((3, 2)), np.ones((2, 4))], None, 0, ValueError, r"x\[1\]: expected shape"),
-        ([np.ones(2), np.array(["a"])], None, 0, TypeError, r"x\[1\]: expected an array of real"),
+        ([np.ones(2), np.array(["a"])], None, 0, TypeError, r"x\[1\]: expected real numbers"),
+        ([np.ones((3, 2)), np.ones(2)], None, 0, ValueError, r"x\[1\]: expected shape \(T, 2\)"),
+        ([np.ones(3), np.ones((2, 4))], None, 0, ValueError, r"x\[1\]: expected shape \(T,\), got"),
+        (
+            [[[1], [2, 3]]],
+            None,
+            0,
+            ValueError,
+            "expected a rectangular array of real numbers,",
+        ),
         (np.ones((4, 2)), [5, 1], 1, ValueError, "lengths"),
     ],
 )

@@ -238,7 +238,11 @@ def test_a_mapping_of_live_parameters_is_loaded_in_place(file: Path) -> None:
             r"tree\['a'\]: expected no masked entries, got 1 of 2",
         ),
         ({"a": [1.0, True]}, TypeError, r"tree\['a'\]: .* got bool"),
-        ({"a": [[1.0], []]}, ValueError, r"tree\['a'\]: .* got a ragged list"),
+        (
+            {"a": [[1.0], []]},
+            ValueError,
+            r"tree\['a'\]: expected a rectangular array of real floats or integers, got",
+        ),
         ({"a": np.ones(2, bool)}, TypeError, r"tree\['a'\]: .* got bool"),
         ({"a": np.array(["x"])}, TypeError, r"tree\['a'\]: .* got <U1"),
         ({"a": np.array([None])}, TypeError, r"tree\['a'\]: .* got object"),

@@ -194,6 +194,28 @@ def test_a_loss_of_yours_is_called_with_what_it_needs() -> None:
     assert calls == [[], []]
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_yes_and_no_may_be_bools(listed: bool) -> None:
+    x, y = cases()
+    bools = np.eye(3)[y] > 0
+    given: Any = [row.tolist() for row in bools] if listed else bools
+    found = rc.evaluate(classifier(), x, given, loss="binary_cross_entropy")
+    assert found == rc.evaluate(classifier(), x, np.eye(3)[y], loss="binary_cross_entropy")
+    loss = partial(rc.binary_cross_entropy_with_logits, pos_weight=2.0)
+    assert rc.fit(classifier(), x, given, loss=loss, epochs=1, **QUIET).stopped == "epochs"
+    with pytest.raises(TypeError, match="y.*: expected real numbers, got bool"):
+        rc.fit(classifier(), x, given, loss="mse", **QUIET)
+
+
+def test_an_error_of_the_loss_says_that_it_is_about_y() -> None:
+    with pytest.raises(ValueError, match="targets: expected 0 <= value <= K - 1") as caught:
+        rc.fit(classifier(), X, np.full(6, 3), **QUIET)
+    assert "in the loss, whose targets are a batch of y" in caught.value.__notes__
+    with pytest.raises(ValueError, match="target: expected shape of prediction") as caught:
+        rc.evaluate(classifier(), X, np.zeros((6, 2)), loss="mse")
+    assert "in the loss, whose targets are a batch of y" in caught.value.__notes__
+
+
 # ---- Truncation ----------------------------------------------------------------------------------
 
 
@@ -531,6 +553,40 @@ def test_an_optimizer_of_one_layer_leaves_the_others_alone() -> None:
         assert np.array_equal(array, before[name]) == name.startswith("gru"), name
 
 
+def test_an_optimizer_may_have_names_of_its_own(tmp_path: Path) -> None:
+    x, y = cases()
+    models = [classifier(), classifier()]
+    layers = models[1].layers
+    named = [models[0], {"a": layers["gru"], "b": layers["head"]}]
+    histories = [
+        rc.fit(model, x, y, optimizer=rc.Adam(tree), clip_norm=0.1, epochs=2, **QUIET)
+        for model, tree in zip(models, named, strict=True)
+    ]
+    assert histories[0].train_loss == histories[1].train_loss
+    assert same_bits(models[0].params, models[1].params)
+    other = {"a": layers["gru"], "gru": classifier().layers["gru"]}
+    with pytest.raises(ValueError, match="got one of another 'gru.weight_ih_l0'"):
+        rc.fit(models[1], x, y, optimizer=rc.Adam(other), **QUIET)
+
+
+def test_a_plateau_of_updates_sees_the_loss_of_each() -> None:
+    x, y = cases()
+    model = classifier()
+    optimizer = rc.SGD(model, lr=0.1)
+    seen: list[float] = []
+
+    class Spy(rc.ReduceLROnPlateau):
+        def step(self, metric: Any = None) -> None:
+            seen.append(metric)
+            super().step(metric)
+
+    history = rc.fit(
+        model, x, y, optimizer=optimizer, schedule=Spy(optimizer), schedule_every="update",
+        validation=0.2, epochs=2, **QUIET,
+    )  # fmt: skip
+    assert seen == history.update_loss
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_weights_of_rows_count_beyond_their_batch(batch_size: int) -> None:
     """Over an epoch of tiny steps the weights move along the gradient of the weighted mean."""
@@ -579,6 +635,35 @@ def test_both_limits_of_the_gradient_hold_and_the_norm_is_that_before() -> None:
         elif limits:
             assert abs(moved).max() == pytest.approx(1e-3, rel=1e-3)
     assert len(set(norms)) == 1
+
+
+@pytest.mark.parametrize("of_training", [False, True])
+def test_both_sides_of_a_split_must_weigh_something(of_training: bool) -> None:
+    x, y = cases()
+    held = np.random.default_rng([0, 0]).permutation(40)[:8]  # as the seed 0 draws them
+    weights = np.zeros(40) if of_training else np.ones(40)
+    weights[held] = float(of_training)
+    name, role = ("y", "train") if of_training else ("validation", "validate")
+    with pytest.raises(ValueError, match=f"{name}: expected something that counts to {role} on"):
+        rc.fit(classifier(), x, y, sample_weight=weights, validation=0.2, **QUIET)
+    history = rc.fit(
+        classifier(), x, y, sample_weight=weights, validation=0.2, seed=1, epochs=1, **QUIET
+    )
+    assert history.validation_loss[0] > 0
+
+
+def test_targets_of_which_all_are_ignored_are_refused() -> None:
+    x, y = cases()
+    loss = partial(rc.softmax_cross_entropy, ignore_index=-1)
+    none = np.full(40, -1)
+    with pytest.raises(ValueError, match="validation: expected something that counts to validate"):
+        rc.fit(classifier(), x, y, loss=loss, validation=(x, none), **QUIET)
+    with pytest.raises(ValueError, match="y: expected something that counts to train on, got"):
+        rc.fit(classifier(), x, none, loss=loss, **QUIET)
+    lengths = np.zeros(6, int)
+    steps = np.zeros((4, 6), int)
+    with pytest.raises(ValueError, match="validation: expected something that counts to validate"):
+        rc.fit(tagger(), X, steps, validation=(X, steps, lengths), **QUIET)
 
 
 # ---- Checkpoints ---------------------------------------------------------------------------------
@@ -693,6 +778,80 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     assert same_bits(before.params, other.params)
 
 
+@pytest.mark.parametrize(
+    ("wrote", "resumes", "match"),
+    [
+        ({"validation": 0.2}, {}, "resume: expected some as validation, as '.*' was written with"),
+        ({}, {"validation": 0.2}, "resume: expected None as validation, as '.*' was written with"),
+        ({}, {"optimizer": rc.AdamW}, "resume: .* got others: decoupled: expected"),
+        ({}, {"optimizer": rc.RMSprop}, "resume: .* got others: .* missing"),
+        ({}, {"schedule": rc.StepLR}, "resume: .* got others: .* missing"),
+        (
+            {"schedule": rc.CosineLR},
+            {"schedule": rc.StepLR},
+            "resume: .* got others: .* missing",
+        ),
+        ({"schedule": rc.CosineLR}, {}, "resume: .* got others: .* unexpected schedule"),
+        (
+            {"validation": 0.2},
+            {"validation": 0.2, "metrics": {"accuracy": accuracy}},
+            "resume: .* got others: .* missing metrics.accuracy",
+        ),
+    ],
+)
+def test_a_training_of_other_arguments_is_not_resumed(
+    wrote: dict[str, Any], resumes: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    x, y = cases()
+
+    def run(model: rc.Sequential, arguments: dict[str, Any]) -> None:
+        make, schedule = arguments.get("optimizer", rc.Adam), arguments.get("schedule")
+        optimizer = make(model, lr=0.03)
+        own = arguments | {"optimizer": optimizer}
+        if schedule is not None:
+            own["schedule"] = schedule(optimizer, 5)
+        try:
+            rc.fit(model, x, y, epochs=2, checkpoint=tmp_path / "c", resume=True, **own, **QUIET)
+        finally:
+            states.append(optimizer.state_dict())
+
+    states: list[dict[str, Any]] = []
+    run(classifier(), wrote)
+    model = classifier(seed=5)
+    before = {name: array.copy() for name, array in model.params.items()}
+    with pytest.raises(ValueError, match=match):
+        run(model, resumes)
+    assert same_bits(model.params, before)
+    assert same_bits(states[-1], resumes.get("optimizer", rc.Adam)(model, lr=0.03).state_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, lengths, rng: (x, np.maximum(lengths - 1, 1)),
+        lambda x, lengths, rng: (x, None),
+        lambda x, lengths, rng: (x[:-1], np.minimum(lengths, len(x) - 1)),
+    ],
+    ids=["shorter", "none", "cut"],
+)
+def test_an_augmentation_must_not_change_the_steps_that_have_targets(change: Any) -> None:
+    x, y = cases()
+    steps = [np.arange(len(row)) % 3 for row in x]
+    with pytest.raises(ValueError, match="augment: expected to leave the steps and lengths of x"):
+        rc.fit(tagger(), x, steps, augment=change, **QUIET)
+    # Where the model ends the steps they may change.
+    assert rc.fit(classifier(), x, y, augment=change, epochs=1, **QUIET).stopped == "epochs"
+
+
+def test_lengths_of_all_steps_are_no_change() -> None:
+    def full(x: Any, lengths: Any, rng: Any) -> tuple[Any, Any]:
+        assert lengths is None
+        return x, np.full(x.shape[1], len(x))
+
+    y = np.zeros((4, 6), int)
+    assert rc.fit(tagger(), X, y, augment=full, epochs=1, **QUIET).stopped == "epochs"
+
+
 # ---- Predictions ---------------------------------------------------------------------------------
 
 
@@ -796,6 +955,22 @@ def test_several_inputs_share_their_rows_alone() -> None:
         rc.fit(model, (source, target), wanted, truncate=2, **QUIET)
 
 
+def test_one_input_may_be_a_list_and_the_other_an_array() -> None:
+    rng = np.random.default_rng(0)
+    source = [rng.standard_normal((n, 2)) for n in (5, 2, 4)]
+    target = rng.integers(0, 5, (4, 3))
+    model = rc.EncoderDecoder(
+        rc.Sequential(rc.GRU(2, 4, seed=0)),
+        rc.Sequential(rc.Embedding(5, 3, seed=1), rc.GRU(3, 4, seed=2), rc.Linear(4, 5, seed=3)),
+    )
+    assert rc.fit(model, (source, target), target, epochs=1, **QUIET).stopped == "epochs"
+    array, lengths = padded(source)
+    whole = model((array, target), lengths=(lengths, None))
+    found = rc.predict(model, (source, target))
+    assert [row.shape for row in found] == [(4, 5)] * 3
+    assert np.allclose(np.stack([*found], axis=1), whole, atol=1e-6)
+
+
 # ---- Progress and printing -----------------------------------------------------------------------
 
 
@@ -849,7 +1024,7 @@ def test_a_history_is_drawn_and_judged() -> None:
     found = history.verdict()
     assert history.best_epoch is not None
     assert found.validation == min(history.validation_loss)
-    assert found.word in ("over-fitting", "under-fitting", "fine")
+    assert found.word == "over-fitting"
     assert history.verdict(at=0, baseline=1e-9).word == "under-fitting"
 
 
@@ -941,6 +1116,84 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], match:
     given = {"model": classifier(), "x": X, "y": Y, **QUIET, **arguments}
     with pytest.raises(error, match=match):
         rc.fit(given.pop("model"), given.pop("x"), given.pop("y"), **given)
+
+
+def test_inputs_without_an_axis_of_rows_are_refused() -> None:
+    x, y = RNG.standard_normal((20, 3)), np.zeros((20, 3))
+    model = rc.Sequential(rc.GRU(3, 4), rc.Linear(4, 3))
+    expected = r"x: expected shape \(T, B, F\), got \(20, 3\) \(x\[:, None\] makes one row of it\)"
+    with pytest.raises(ValueError, match=expected):
+        rc.fit(model, x, y, loss="mse", **QUIET)
+    with pytest.raises(ValueError, match=expected):
+        rc.predict(model, x)
+    with pytest.raises(ValueError, match=expected):
+        rc.fit(model, x[:, None], y[:, None], loss="mse", validation=(x, y), **QUIET)
+    assert np.shape(rc.predict(model, x[:, None])) == (20, 1, 3)
+    first = rc.Sequential(rc.Conv1d(3, 4, 3, batch_first=True), rc.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"got \(20, 3\) \(x\[None\] makes one row of it"):
+        rc.predict(first, x)
+    with pytest.raises(ValueError, match=r"x\[0\]: expected shape \(T, F\), got \(5,\)"):
+        rc.predict(model, [np.ones(5), np.ones(4)])
+    codes = rc.Sequential(rc.Embedding(5, 3), rc.GRU(3, 4, batch_first=True))
+    with pytest.raises(ValueError, match=r"shape \(B, T\), got \(4,\) \(x\[None\] makes one row"):
+        rc.predict(codes, np.array([1, 2, 3, 4]))
+    assert [np.shape(row) for row in rc.predict(codes, [np.array([1, 2]), [3]])] == [(2, 4), (1, 4)]
+
+
+def test_rows_without_time_are_rows_of_one_step() -> None:
+    x, y = RNG.standard_normal((100, 8)), np.arange(100) % 2
+    model = rc.Sequential(rc.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"\(x\[None\] makes rows of one step of it"):
+        rc.fit(model, x, y, **QUIET)
+    with pytest.raises(ValueError, match=r"\(x\[None\] makes rows of one step of it"):
+        rc.predict(model, x)
+    assert rc.fit(model, x[None], y[None], epochs=1, **QUIET).stopped == "epochs"
+    assert np.array_equal(rc.predict(model, x[None])[0], model(x))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_a_loss_on_logits_is_not_given_probabilities(activation: str, loss: str) -> None:
+    def head() -> rc.Linear:
+        return rc.Linear(3, 2, activation=activation)
+
+    gru = {"gru": rc.GRU(2, 3)}
+    models = [
+        rc.Sequential({**gru, "last": rc.Pooling("last"), "head": head()}),
+        rc.Sequential({**gru, "head": head(), "drop": rc.Dropout(0.1), "last": rc.Pooling("last")}),
+        rc.Sequential(rc.Sequential(rc.GRU(2, 3), rc.Sequential(head()))),
+        rc.EncoderDecoder(rc.Sequential(rc.GRU(2, 3)), rc.Sequential(rc.GRU(2, 3), head())),
+    ]
+    expected = (
+        rf"loss: expected a model that ends in logits for '{loss}', .* got Linear\(.*at the end"
+    )
+    for model in models:
+        with pytest.raises(ValueError, match=expected):
+            rc.fit(model, X, Y, loss=loss, **QUIET)
+        with pytest.raises(ValueError, match=expected):
+            rc.evaluate(model, X, Y, loss=loss)
+    found = rc.evaluate(models[0], X, np.zeros((6, 2)), loss="mse")
+    assert found["loss"] > 0
+    gate = rc.Sequential(head(), rc.Linear(2, 2))
+    assert rc.evaluate(gate, np.zeros((4, 6, 3)), np.zeros((4, 6), int))["loss"] > 0
+
+
+def test_each_of_several_inputs_needs_its_axes() -> None:
+    model = rc.EncoderDecoder(
+        rc.Sequential(rc.GRU(2, 4)), rc.Sequential(rc.Embedding(5, 3), rc.GRU(3, 4))
+    )
+    source, target = np.zeros((6, 3, 2), np.float32), np.zeros((4, 3), int)
+    assert np.shape(rc.predict(model, (source, target))) == (4, 3, 4)
+    with pytest.raises(ValueError, match=r"x\[0\]: expected shape \(T, B, F\), got \(6, 3\)"):
+        rc.predict(model, (source[..., 0], target))
+
+
+def test_an_empty_list_has_no_predictions() -> None:
+    assert rc.predict(tagger(), []) == []
+    with pytest.raises(ValueError, match="x: expected at least one row in a list, got none"):
+        rc.predict(classifier(), [])
+    with pytest.raises(ValueError, match="x: expected at least one row, got none"):
+        rc.fit(classifier(), [], [], **QUIET)
 
 
 @pytest.mark.parametrize("nested", [False, True])

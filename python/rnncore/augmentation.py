@@ -4,6 +4,9 @@ An augmentation is a callable ``(x, lengths, rng) -> (x, lengths)`` over a batch
 time; it belongs in front of training batches alone. A sequence that has been shaken, scaled or
 warped a little means the same, and a network that sees it in many forms has less to learn by heart.
 
+``moves_time`` says whether steps leave their places; ``fit`` refuses such an augmentation, and one
+that changes lengths, where every step has a target.
+
 What they share: x is never changed but copied, what lies beyond a row's length stays as it is
 and is not read, and the draws come from the generator that is handed over, so that a run repeats
 with its seed.
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -50,6 +53,8 @@ class _Batch(NamedTuple):
 class _Augmentation(ABC):
     """What all share: one call, which checks its arguments and hides the layout."""
 
+    _moves_time: ClassVar[bool] = False
+
     def __init__(self, *, batch_first: bool) -> None:
         self._batch_first = as_flag("batch_first", batch_first)
 
@@ -57,6 +62,11 @@ class _Augmentation(ABC):
     def batch_first(self) -> bool:
         """Whether x is (B, T, F) rather than (T, B, F)."""
         return self._batch_first
+
+    @property
+    def moves_time(self) -> bool:
+        """Whether steps leave their places, which targets of theirs would not follow."""
+        return self._moves_time
 
     def __call__(
         self, x: ArrayLike, lengths: ArrayLike | None, rng: np.random.Generator
@@ -275,6 +285,8 @@ class TimeWarp(_Augmentation):
     array([0.  , 1.  , 2.06, 3.03, 4.  ])
     """
 
+    _moves_time = True
+
     def __init__(self, sigma: float = 0.2, *, knots: int = 4, batch_first: bool = False) -> None:
         super().__init__(batch_first=batch_first)
         self._sigma = _deviation(sigma)
@@ -364,6 +376,8 @@ class WindowSlice(_Augmentation):
     (array([5., 6., 7., 8., 9., 0., 0., 0., 0., 0.]), array([5]))
     """
 
+    _moves_time = True
+
     def __init__(self, share: float = 0.9, *, batch_first: bool = False) -> None:
         super().__init__(batch_first=batch_first)
         self._share = as_real("share", share)
@@ -428,6 +442,11 @@ class Compose:
     def augmentations(self) -> tuple[Augmentation, ...]:
         """The augmentations, in order."""
         return self._augmentations
+
+    @property
+    def moves_time(self) -> bool:
+        """Whether one of them says so of itself."""
+        return any(getattr(part, "moves_time", False) for part in self._augmentations)
 
     def __call__(
         self, x: Any, lengths: Any, rng: np.random.Generator

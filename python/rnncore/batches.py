@@ -6,7 +6,7 @@ its own longest row alone, so rows of like lengths belong together: ``batches`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +16,19 @@ from .parameters import as_lengths, as_plain_numbers
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Rows", "batches", "is_list_of_rows"]
+__all__ = ["Rows", "as_items", "batches", "is_list_of_rows"]
 
 # Batches in a pool that is sorted by length: enough for even batches, few enough to stay random.
 _POOL = 32
+
+
+def as_items(items: Iterable[Any]) -> list[Any]:
+    """Return the items as a list, and those that can be arrays as such: tables, series, tensors."""
+    ready = (np.ndarray, np.generic)
+    return [
+        np.asarray(item) if hasattr(item, "__array__") and not isinstance(item, ready) else item
+        for item in items
+    ]
 
 
 def is_list_of_rows(value: object) -> bool:
@@ -48,8 +57,9 @@ class Rows:
     name
         The argument's name, for messages.
     value
-        An array with the axis of rows at ``axis``; or a list of arrays or nested lists (T_i, ...),
-        one a row, be their lengths the same or not.
+        An array with the axis of rows at ``axis``; or a list of arrays, tables or nested lists
+        (T_i, ...), one a row, be their lengths the same or not. A list of numbers is an array, an
+        empty list has no rows.
     lengths : default None
         Integers (N,), the steps of each row that count; None with a list, which says it itself.
     axis : default 0
@@ -85,6 +95,8 @@ class Rows:
         self._axis = axis
         self._list: list[NDArray[Any]] | None = None
         self.lengths: NDArray[np.int64] | None = None
+        if isinstance(value, list):
+            value = as_items(value)
         if is_list_of_rows(value) or _is_nested(value):
             if lengths is not None:
                 raise ValueError(f"lengths: expected None with a list of rows as {name}, got some")
@@ -92,7 +104,7 @@ class Rows:
             self.count = len(self._list)
             self.lengths = np.array([len(row) for row in self._list], np.int64)
             return
-        self._array = as_plain_numbers(name, value, "an array of real numbers")
+        self._array = as_plain_numbers(name, value, "real numbers")
         if self._array.ndim <= axis:
             layout = "(T, B, ...)" if axis else "(B, ...)"
             raise ValueError(f"{name}: expected shape {layout}, got {self._array.shape}")
@@ -108,6 +120,13 @@ class Rows:
         if self._list is not None:
             return np.array([max(map(len, self._list), default=0)])
         return np.array([self._array.shape[1 - self._axis]])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array; of a list, that of its first row."""
+        if self._list is None:
+            return self._array.shape
+        return self._list[0].shape if self._list else (0,)
 
     @property
     def is_list(self) -> bool:
@@ -139,8 +158,7 @@ class Rows:
 
 def _is_nested(value: object) -> bool:
     """Tell whether a value is a list of lists: its rows, even if they are all of one length."""
-    nested = isinstance(value, list) and all(isinstance(row, (list, tuple)) for row in value)
-    return nested and bool(value)
+    return isinstance(value, list) and all(isinstance(row, (list, tuple)) for row in value)
 
 
 def shortened(array: NDArray[Any], steps: int, axis: int) -> NDArray[Any]:
@@ -150,13 +168,18 @@ def shortened(array: NDArray[Any], steps: int, axis: int) -> NDArray[Any]:
 
 def _fitting(name: str, rows: Sequence[Any]) -> list[NDArray[Any]]:
     """Convert a list of rows and check that they fit each other."""
-    arrays = [
-        as_plain_numbers(f"{name}[{k}]", row, "an array of real numbers")
-        for k, row in enumerate(rows)
-    ]
+    arrays = [as_plain_numbers(f"{name}[{k}]", row, "real numbers") for k, row in enumerate(rows)]
+    filled = next((array for array in arrays if array.size), None)
+    last = () if filled is None else filled.shape[1:]
+    if filled is not None:
+        # What an empty list is empty of, the others say.
+        nothing = np.empty((0, *last), filled.dtype)
+        arrays = [nothing if array.shape == (0,) else array for array in arrays]
+    elif arrays:
+        last = arrays[0].shape[1:]
     for k, array in enumerate(arrays):
-        if array.ndim == 0 or array.shape[1:] != arrays[0].shape[1:]:
-            expected = f"(T, ...) = (T, {', '.join(map(str, arrays[0].shape[1:]))})"
+        if array.ndim == 0 or array.shape[1:] != last:
+            expected = f"(T, {', '.join(map(str, last))})" if last else "(T,)"
             raise ValueError(f"{name}[{k}]: expected shape {expected}, got {array.shape}")
     return arrays
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .batches import is_list_of_rows
+from .batches import as_items, is_list_of_rows
 from .parameters import as_real_array
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def listed(value: object) -> list[Any] | None:
             return None
     elif not isinstance(value, (list, tuple)):
         return None
-    cases = [np.asarray(case) if hasattr(case, "__array__") else case for case in value]
+    cases = as_items(value)
     return cases if is_list_of_rows(cases) else None
 
 

@@ -347,6 +347,10 @@ class EncoderDecoder:
         ends = self._decoder._interface().ends_steps
         return Interface(batch_first=self.batch_first, needs_steps=True, ends_steps=ends)
 
+    def _inputs(self) -> tuple[Interface, Interface]:
+        """Say how each input fits, as ``_interface`` does for a model of one."""
+        return self._encoder._interface(), self._decoder._interface()
+
     def _extra_state(self) -> dict[str, str]:
         """Return what a checkpoint keeps besides the parameters, of both."""
         return {

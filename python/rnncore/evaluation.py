@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import losses
-from .batches import Rows, batches, shortened
+from .batches import Rows, as_items, batches, shortened
 from .parameters import (
     as_choice,
     as_real_array,
@@ -23,7 +23,7 @@ from .parameters import (
     check_shape,
     inside_lengths,
 )
-from .protocol import reads_back
+from .protocol import Interface, reads_back
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -37,6 +37,10 @@ LOSSES: Mapping[str, Callable[..., tuple[float, Any]]] = {
     "mae": losses.mean_absolute_error,
     "huber": losses.huber,
 }
+
+
+# Those that would apply the activation of a head a second time.
+_ON_LOGITS = ("cross_entropy", "binary_cross_entropy")
 
 
 class Data(NamedTuple):
@@ -130,9 +134,11 @@ class Adapter:
         self.batch_first = bool(getattr(model, "batch_first", False))
         self.axis = 0 if self.batch_first else 1
         self.has_state = True if fit is None else fit.has_state
+        # How each input fits; of a model that does not say, nothing is known.
+        self._fits = model._inputs() if hasattr(model, "_inputs") else (fit,) if fit else ()
 
     def inputs(self, x: Any, lengths: Any) -> tuple[tuple[Rows, ...], bool]:
-        """Convert the inputs, and tell whether the model takes a tuple of them."""
+        """Convert and check the inputs, and tell whether the model takes a tuple of them."""
         several = isinstance(x, tuple)
         parts = x if several else (x,)
         each = lengths if several and lengths is not None else (lengths,) * len(parts)
@@ -146,7 +152,30 @@ class Adapter:
         if len({part.count for part in rows}) != 1:
             counts = [part.count for part in rows]
             raise ValueError(f"x: expected inputs of as many rows each, got {counts}")
+        if len(rows) == len(self._fits):
+            for name, part, fit in zip(names, rows, self._fits, strict=True):
+                self._check_axes(name, part, fit)
         return rows, several
+
+    def _check_axes(self, name: str, rows: Rows, fit: Interface) -> None:
+        """Refuse an input with too few axes: its features or steps would be taken for its rows."""
+        features = fit.needs_steps or fit.features_in is not None
+        last = ["F"] if features and not fit.takes_indices else []
+        layout = ["B", "T", *last] if self.batch_first else ["T", "B", *last]
+        if rows.is_list:
+            layout.remove("B")
+        lacking = len(layout) - len(rows.shape)
+        if lacking <= 0 or (rows.is_list and not rows.count):
+            return
+        hint, which = "", ""
+        if rows.is_list:
+            which = "[0]"
+        elif lacking == 1:
+            axis = "None" if self.batch_first == fit.needs_steps else ":, None"
+            kind = "one row" if fit.needs_steps else "rows of one step"
+            hint = f" ({name}[{axis}] makes {kind} of it)"
+        expected = f"({', '.join(layout)}{',' if len(layout) == 1 else ''})"
+        raise ValueError(f"{name}{which}: expected shape {expected}, got {rows.shape}{hint}")
 
     def targets(self, y: Any, inputs: tuple[Rows, ...]) -> Rows:
         """Convert the targets, of as many rows as the inputs."""
@@ -193,24 +222,32 @@ class Task(Adapter):
     Raises
     ------
     TypeError, ValueError
-        If one of them is none.
+        If one of them is none, or a loss that is on logits by its name is given probabilities.
     """
 
     def __init__(self, model: Any, loss: str | Callable[..., tuple[float, Any]]) -> None:
         super().__init__(model)
         if isinstance(loss, str):
             self._loss = LOSSES[as_choice("loss", loss, tuple(LOSSES))]
+            if loss in _ON_LOGITS and (found := _squashed(model)) is not None:
+                raise ValueError(
+                    f"loss: expected a model that ends in logits for {loss!r}, which has its own "
+                    f"softmax or sigmoid, got {as_text(found)} at the end"
+                )
         elif callable(loss):
             self._loss = loss
         else:
             raise TypeError(f"loss: expected a name or a callable, got {as_text(loss)}")
         # What functools.partial has given to one of the losses here.
         self._ignored = getattr(loss, "keywords", {}).get("ignore_index")
+        self._is_binary = (
+            getattr(self._loss, "func", self._loss) is losses.binary_cross_entropy_with_logits
+        )
 
     def data(self, x: Any, y: Any, lengths: Any, weights: ArrayLike | None = None) -> Data:
         """Convert and check what ``fit`` and ``evaluate`` are given."""
         inputs, several = self.inputs(x, lengths)
-        targets = self.targets(y, inputs)
+        targets = self.targets(_as_zero_one(y) if self._is_binary else y, inputs)
         count = targets.count
         if not count:
             raise ValueError("x: expected at least one row, got none")
@@ -287,7 +324,11 @@ class Task(Adapter):
         weights = self._spread(batch)
         if weights is not None:
             options["weights"] = weights
-        judged = self._loss(prediction, batch.y, **options)
+        try:
+            judged = self._loss(prediction, batch.y, **options)
+        except Exception as error:
+            error.add_note("in the loss, whose targets are a batch of y")
+            raise
         if not isinstance(judged, tuple) or len(judged) != 2:
             raise TypeError(f"loss: expected to return (loss, gradient), got {as_text(judged)}")
         loss, gradient = judged
@@ -309,6 +350,14 @@ class Task(Adapter):
             return float(batch.y_lengths.sum()) * math.prod(batch.y.shape[2:])
         counted = self._counted(batch)
         return float(counted.sum() if weights is None else weights[counted].sum())
+
+    def counts(self, data: Data) -> bool:
+        """Tell whether anything counts: inside the lengths, not ignored, with a weight."""
+        for rows in batches(len(data.numbers), 256):
+            batch = self.batch(data, rows)
+            if self._amount(batch, self._spread(batch)) > 0:
+                return True
+        return False
 
     def _counted(self, batch: Batch) -> NDArray[np.bool_]:
         """Return which elements of y count, but for their weights."""
@@ -357,6 +406,29 @@ class Mean:
         return self._sum / self._amount if self._amount else 0.0
 
 
+def _squashed(model: Any) -> Any:
+    """Return the layer, if there is one, that makes probabilities of a model's outputs."""
+    layers = getattr(getattr(model, "decoder", model), "layers", None)
+    if isinstance(layers, Mapping):
+        for layer in reversed([*layers.values()]):
+            # Pooling and dropout leave what the last layer with features gives.
+            if layer._interface().features_out is not None:
+                return _squashed(layer)
+        return None
+    return model if getattr(model, "activation", None) in ("softmax", "sigmoid") else None
+
+
+def _as_zero_one(y: Any) -> Any:
+    """Make numbers of bools, in arrays, tables and lists: yes is 1, no is 0."""
+    if isinstance(y, (list, tuple)):
+        numbers = map(_as_zero_one, y)
+        return tuple(numbers) if isinstance(y, tuple) else list(numbers)
+    (y,) = as_items([y])
+    if isinstance(y, np.ndarray) and y.dtype.kind == "b":
+        return y.astype(np.int8)
+    return int(y) if isinstance(y, (bool, np.bool_)) else y
+
+
 def lengths_of(parts: tuple[Rows, ...]) -> NDArray[np.int64] | None:
     """Return the lengths of the first input that has some."""
     return next((part.lengths for part in parts if part.lengths is not None), None)
@@ -372,7 +444,8 @@ def predict(
     model
         A ``Sequential``, or what has its methods.
     x
-        As in ``fit``: an array in the model's layout, a list of rows, or a tuple of such.
+        As in ``fit``: an array in the model's layout, a list of rows (T_i, F), arrays, tables or
+        nested lists, or a tuple of such.
     lengths : default None
         As in ``fit``.
     batch_size : default 256
@@ -402,13 +475,18 @@ def predict(
     axis = adapter.axis if adapter.per_step else 0
     listed = adapter.per_step and any(part.is_list for part in parts)
     cases: list[Any] = [None] * parts[0].count
+    if not cases and any(part.is_list for part in parts):
+        if listed:
+            return cases
+        raise ValueError("x: expected at least one row in a list, got none")
     joined: NDArray[Any] | None = None
     # Of no rows at all the model says what shape their outputs have.
     for rows in [*batches(parts[0].count, size, lengths_of(parts))] or [np.arange(0)]:
         y, steps = adapter.output(parts, several, rows)
         if listed:
+            # Beside a list, what came as an array without lengths has all its steps.
             for k, row in enumerate(rows):
-                cases[row] = np.take(y, k, axis=axis)[: steps[k]]
+                cases[row] = np.take(y, k, axis=axis)[: None if steps is None else steps[k]]
             continue
         if joined is None:
             joined = adapter.room(y, parts, several)

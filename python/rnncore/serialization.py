@@ -209,7 +209,7 @@ class _Leaves:
 
 def _plain(name: str, value: ArrayLike) -> NDArray[Any]:
     """Return the array as the file holds it: real numbers, C order, native bytes."""
-    array = as_plain_numbers(f"tree[{name!r}]", value, "an array of real floats or integers")
+    array = as_plain_numbers(f"tree[{name!r}]", value, "real floats or integers")
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
 
 

@@ -166,14 +166,17 @@ def fit(
         A ``Sequential``, or what has its methods (see the notes), such as ``EncoderDecoder``.
     x
         An array in the model's layout, (T, B, F) or with ``batch_first`` (B, T, F), integers
-        without the last axis in front of an ``Embedding``; or a list of arrays (T_i, F), one a row,
-        which are padded batch by batch; or a tuple of such, for a model of several inputs, which
-        have only the number of rows in common.
+        without the last axis in front of an ``Embedding``; or a list of rows (T_i, F), arrays,
+        tables or nested lists, which are padded batch by batch; or a tuple of such, for a model of
+        several inputs, which have only the number of rows in common. Rows without time are rows of
+        one step: ``x[None]``.
     y
         Targets. Where the model ends the steps (``Pooling``): (B, ...). Else for every step, in the
-        layout of x; a list of arrays (T_i, ...) with a list of rows.
+        layout of x; a list of arrays (T_i, ...) with a list of rows. Bools will do for
+        "binary_cross_entropy".
     loss : default "cross_entropy"
-        "cross_entropy", "binary_cross_entropy" (on logits), "mse", "mae", "huber"; or a callable
+        "cross_entropy", "binary_cross_entropy" (both on logits: the model ends without a softmax or
+        sigmoid of its own), "mse", "mae", "huber"; or a callable
         ``(prediction, target) -> (loss, gradient)``, a mean over what counts. It is given
         ``lengths``, and ``batch_first=True``, where steps are ragged, and ``weights`` where rows
         are weighted; ``functools.partial`` gives options to the losses of this package.
@@ -183,11 +186,12 @@ def fit(
         (B,), a weight >= 0 for every row. An update counts as much as its rows weigh beside the
         others.
     optimizer : default None
-        Made for the model's parameters, or for some of them: the others stay as they are. None:
-        ``Adam(model)``.
+        Made for the model's parameters, or for some of them, under whatever names: the others stay
+        as they are. None: ``Adam(model)``.
     schedule : default None
         Of the optimizer, or a callable that makes it of the optimizer. ``ReduceLROnPlateau`` sees
-        the validation loss, or the training loss without validation.
+        the validation loss, or the training loss without validation; where the schedule steps every
+        update, the loss of that update.
     schedule_every : default "epoch"
         Whether the schedule steps after every epoch or every "update".
     epochs : default 100
@@ -217,13 +221,16 @@ def fit(
         By how much a loss must come down for ``patience`` to begin anew. The best weights are those
         of the lowest loss, by however little.
     augment : default None
-        ``(x, lengths, rng) -> (x, lengths)``, applied to every batch of the training alone.
+        ``(x, lengths, rng) -> (x, lengths)``, applied to every batch of the training alone. Where
+        every step has a target it must leave the steps in their places and the lengths as they are:
+        no ``TimeWarp``, no ``WindowSlice``.
     checkpoint : default None
         A file to write after every epoch, whole or not at all: weights, best weights, optimizer,
         schedule, dropout, history and seed.
     resume : default False
         Whether to go on where the file ends, if there is one: with the same arguments, bit for bit
-        as if never stopped. Settings of optimizer and schedule are those of the file.
+        as if never stopped. Settings of optimizer and schedule are those of the file. Where model,
+        optimizer, schedule, metrics or having a validation differ, nothing is changed.
     max_seconds : default None
         Stop when so much time has passed, in the middle of an epoch too. What was done of it is
         measured like a whole one; a checkpoint does not have it, and a resumed run does it again.
@@ -283,6 +290,7 @@ def fit(
     data = task.data(x, y, lengths, sample_weight)
     path, saved, seed = _continued(checkpoint, as_flag("resume", resume), seed)
     data, held = _held_out(task, data, validation, seed)
+    _check_counts(task, data, held)
     changed = _optimizer(optimizer, model)
     if metrics and held is None:
         raise ValueError("metrics: expected none without validation, got some (see evaluate)")
@@ -297,7 +305,7 @@ def fit(
         metrics=as_metrics(metrics),
         patience=None if patience is None else as_size("patience", patience),
         min_delta=as_setting("min_delta", min_delta),
-        augment=_callable("augment", augment),
+        augment=_augmentation(augment, task, data),
         every_update=as_choice("schedule_every", schedule_every, ("epoch", "update")) == "update",
         checkpoint=path,
         max_seconds=_limit("max_seconds", max_seconds),
@@ -350,18 +358,38 @@ def _callable(name: str, value: Any) -> Any:
     return value
 
 
+def _augmentation(value: Any, task: Task, data: Data) -> Any:
+    """Check a callable, or None, that leaves targets of steps what they are."""
+    # What is one of several inputs may well move: the targets may be of another.
+    if task.per_step and not data.several and getattr(value, "moves_time", False):
+        raise ValueError(
+            "augment: expected one that leaves the steps in place, as every step has a target, "
+            f"got {as_text(value)}"
+        )
+    return _callable("augment", value)
+
+
 def _optimizer(optimizer: object, model: Any) -> Optimizer:
     """Check that an optimizer changes arrays of this model, or make one."""
     if optimizer is None:
         return Adam(model)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected an optimizer or None, got {as_text(optimizer)}")
+    _own_names(optimizer, model)
+    return optimizer
+
+
+def _own_names(optimizer: Optimizer, model: Any) -> dict[str, str]:
+    """Return what the model calls each array of an optimizer, which may have names of its own."""
+    known = {id(array): name for name, array in model.params.items()}
+    names = {}
     for name, array in optimizer._arrays().items():
-        if model.params.get(name) is not array:
+        if id(array) not in known:
             raise ValueError(
                 f"optimizer: expected one of this model's parameters, got one of another {name!r}"
             )
-    return optimizer
+        names[name] = known[id(array)]
+    return names
 
 
 def _scheduled(schedule: Any, optimizer: Optimizer) -> Schedule | None:
@@ -405,6 +433,16 @@ def _held_out(task: Task, data: Data, validation: Any, seed: int) -> tuple[Data,
         )
     order = np.random.default_rng([seed, 0]).permutation(rows)
     return data.subset(np.sort(order[count:])), data.subset(np.sort(order[:count]))
+
+
+def _check_counts(task: Task, data: Data, held: Data | None) -> None:
+    """Refuse rows of which nothing counts: their loss of 0 would be the best."""
+    for name, part, role in (("y", data, "train on"), ("validation", held, "validate on")):
+        if part is not None and not task.counts(part):
+            raise ValueError(
+                f"{name}: expected something that counts to {role}, got nothing: all that there is "
+                "has a weight of 0, is ignored, or lies beyond the lengths"
+            )
 
 
 def _continued(
@@ -459,9 +497,8 @@ class _Run:
         self.optimizer, self.schedule, self.plan = optimizer, schedule, plan
         self.history = History(metrics={name: [] for name in plan.metrics})
         params = task.model.params
-        changed = optimizer._arrays()
-        # Of a model that is trained in part, the gradients that count.
-        self._names = None if len(changed) == len(params) else tuple(changed)
+        # The gradients that count, of a model that may be trained in part.
+        self._names = _own_names(optimizer, task.model)
         self._watches = schedule is not None and _watches(schedule)
         self._mean_weight = 1.0 if data.weights is None else float(data.weights.mean())
         self._best = _Best(None, {name: array.copy() for name, array in params.items()})
@@ -572,14 +609,27 @@ class _Run:
         for rows in batches(len(self.data.numbers), plan.batch_size, lengths, order):
             batch = task.batch(self.data, rows)
             if plan.augment is not None:
-                x, own = plan.augment(batch.x, batch.lengths, rng)
-                each = own if self.data.several else (own,)
-                outer = None if own is None else task.output_lengths(each, self.data.several)
-                batch = batch._replace(x=x, lengths=own, y_lengths=outer)
+                batch = self._augmented(batch, plan.augment, rng)
             begins = True
             for segment, share in task.segments(batch, plan.truncate):
                 yield segment, begins, share * len(rows) / len(self.data.numbers)
                 begins = False
+
+    def _augmented(
+        self, batch: Batch, augment: Callable[[Any, Any, Any], tuple[Any, Any]], rng: Any
+    ) -> Batch:
+        """Return a batch with x as the augmentation makes it; y stays, and must still fit."""
+        task, several = self.task, self.data.several
+        x, lengths = augment(batch.x, batch.lengths, rng)
+        each = lengths if several else (lengths,)
+        outer = None if lengths is None else task.output_lengths(each, several)
+        after = batch._replace(x=x, lengths=lengths, y_lengths=outer)
+        if task.per_step and not _same_steps(batch, after, task.axis):
+            raise ValueError(
+                "augment: expected to leave the steps and lengths of x as they are, as every step "
+                f"has a target, got others from {as_text(augment)}"
+            )
+        return after
 
     def _after_epoch(self, bar: Progress, cut: bool) -> None:
         """Keep what is best, move the schedule, write the checkpoint, and ask whether to stop."""
@@ -623,10 +673,9 @@ class _Run:
             # The loss has divided by the weights of this batch, which has its part of all of them.
             gradient = gradient * (float(batch.weights.mean()) / self._mean_weight)
         gradients = model.backward(tape, gradient).params
-        if self._names is not None:
-            gradients = {name: gradients[name] for name in self._names}
+        gradients = {name: gradients[name] for name in self._names.values()}
         norm = self._clipped(gradients)
-        self.optimizer.step(gradients)
+        self.optimizer.step({own: gradients[name] for own, name in self._names.items()})
         self.history.update_loss.append(loss)
         if self.schedule is not None and plan.every_update:
             self._move_schedule(loss)
@@ -693,16 +742,33 @@ class _Run:
         return tree
 
     def resume(self, path: Path, saved: Mapping[str, NDArray[Any]]) -> None:
-        """Go back to where a checkpoint was written, which has these arrays."""
+        """Go back to where a checkpoint was written, which has these arrays, or change nothing."""
         tree, history = self._tree(), self.history
         shapes = {name: array.shape for name, array in saved.items()}
+        with_validation = shapes.get("history.validation_loss", (0,)) != (0,)
+        if with_validation != (self.held is not None):
+            expected, got = ("some", "none") if with_validation else ("None", "some")
+            raise ValueError(
+                f"resume: expected {expected} as validation, as {str(path)!r} was written with, "
+                f"got {got}"
+            )
         # The curves are as long as they were; all else must fit what is there now.
         for part in ("history", "metrics"):
             tree[part] = {name: np.zeros(shapes.get(f"{part}.{name}", (0,))) for name in tree[part]}
-        serialization.load(path, into=tree)
-        self.optimizer.load_state_dict(tree["optimizer"])
-        if self.schedule is not None:
-            self.schedule.load_state_dict(tree["schedule"])
+        before = self.optimizer.state_dict()
+        try:
+            # The model itself comes last: all that can be wrong is known by then.
+            serialization.load(path, into=tree | {"model": self._spare})
+            self.optimizer.load_state_dict(tree["optimizer"])
+            if self.schedule is not None:
+                self.schedule.load_state_dict(tree["schedule"])
+            serialization.load(path, into=tree)
+        except (TypeError, ValueError) as error:
+            self.optimizer.load_state_dict(before)
+            raise ValueError(
+                f"resume: expected the arguments that {str(path)!r} was written with, "
+                f"got others: {error}"
+            ) from error
         for name, curve in tree["history"].items():
             setattr(history, name, curve.tolist())
         history.metrics = {name: curve.tolist() for name, curve in tree["metrics"].items()}
@@ -719,6 +785,18 @@ def _watches(schedule: Schedule) -> bool:
     except TypeError:
         return True
     return False
+
+
+def _same_steps(one: Batch, other: Batch, axis: int) -> bool:
+    """Tell whether the targets of a batch fit another x, as far as steps and lengths go."""
+    pair: tuple[Any, ...] = one.y_lengths, other.y_lengths
+    if not isinstance(one.x, tuple):
+        if one.x.shape[:2] != np.shape(other.x)[:2]:
+            return False
+        # No lengths are those of all steps.
+        whole = np.full(one.x.shape[axis], one.x.shape[1 - axis])
+        pair = tuple(whole if part.lengths is None else part.lengths for part in (one, other))
+    return bool(np.array_equal(*pair))
 
 
 def _waited(curve: list[float], min_delta: float) -> int:
