@@ -6,7 +6,9 @@ import copy
 import io
 import math
 import pickle
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -386,6 +388,27 @@ def test_gradients_may_share_a_buffer_with_their_parameters() -> None:
     Adam(copied).step({"w": g.copy()})
     Adam({"w": w}).step({"w": g})
     np.testing.assert_array_equal(w, copied["w"])
+
+
+def test_a_layer_goes_on_in_one_thread_while_adam_steps_in_another() -> None:
+    layer = rc.LSTM(8, 256, seed=0)
+    x = np.zeros((20, 4, 8), np.float32)
+    optimizer = Adam(layer, lr=1e-6)
+    grads = {name: np.ones_like(w) for name, w in layer.params.items()}
+    done = threading.Event()
+
+    def steps() -> None:
+        while not done.is_set():
+            optimizer.step(grads)
+
+    with ThreadPoolExecutor(1) as pool:
+        stepping = pool.submit(steps)
+        try:
+            for _ in range(200):
+                layer(x)
+        finally:
+            done.set()
+        stepping.result()
 
 
 def test_the_core_says_what_it_cannot_change() -> None:
