@@ -256,6 +256,27 @@ def test_class_weights_are_case_weights() -> None:
     assert_allclose(balanced.predict_proba(X).sum(axis=1), 1.0)
 
 
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize("weights", [3.0, [2.0], np.ones(29), np.ones((30, 1))])
+def test_weights_of_another_shape_are_refused(class_weight: Any, weights: Any) -> None:
+    X, y = waves()
+    classifier = RecurrentClassifier(class_weight=class_weight, **SMALL)
+    with pytest.raises(ValueError, match=r"sample_weight: expected shape \(B,\) = \(30,\), got"):
+        classifier.fit(X, y, weights)
+
+
+def test_weights_and_class_weights_are_checked_apart_and_together() -> None:
+    X, y = waves()
+    negative = RecurrentClassifier(class_weight={"slow": -1.0, "fast": -1.0}, **SMALL)
+    with pytest.raises(ValueError, match="class_weight: expected weights >= 0, not all of them"):
+        negative.fit(X, y, np.ones(30))
+    with pytest.raises(ValueError, match="sample_weight: expected weights >= 0, not all of them"):
+        negative.fit(X, y, -np.ones(30))
+    slow_alone = RecurrentClassifier(class_weight={"slow": 1.0, "fast": 0.0}, **SMALL)
+    with pytest.raises(ValueError, match=r"sample_weight \* class_weight: expected weights >= 0"):
+        slow_alone.fit(X, y, np.array(y) == "fast")
+
+
 def test_batches_of_light_cases_make_light_steps() -> None:
     X = np.random.default_rng(0).standard_normal((60, 5, 2))  # says nothing of y
     y = np.arange(60) % 6 == 0

@@ -54,7 +54,15 @@ from .layers import GRU, LSTM, MGU, RNN
 from .linear import Linear
 from .losses import huber, mean_absolute_error, mean_squared_error, softmax_cross_entropy
 from .optimizers import AdamW
-from .parameters import as_choice, as_flag, as_probability, as_setting, as_size
+from .parameters import (
+    as_choice,
+    as_flag,
+    as_probability,
+    as_setting,
+    as_size,
+    as_text,
+    check_shape,
+)
 from .pooling import Pooling
 from .schedules import CosineLR
 from .sequential import Sequential
@@ -344,24 +352,30 @@ class _Noise:
         return noise, lengths
 
 
-def _weighted(
-    cases: Cases, targets: NDArray[Any], sample_weight: Any
-) -> tuple[Cases, NDArray[Any], NDArray[np.float64] | None]:
-    """Check the weights and leave out the cases of weight 0."""
-    if sample_weight is None:
-        return cases, targets, None
-    weights = check_array(
-        sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+def _as_weights(name: str, value: Any, cases: int) -> NDArray[np.float64] | None:
+    """Convert and check weights (B,); None stays None."""
+    if value is None:
+        return None
+    if not np.asarray(value).ndim:
+        raise ValueError(f"{name}: expected shape (B,) = ({cases},), got {as_text(value)}")
+    weights: NDArray[np.float64] = check_array(
+        value, ensure_2d=False, dtype=np.float64, input_name=name
     )
-    if weights.shape != (len(cases),):
-        raise ValueError(
-            f"sample_weight: expected shape (B,) = ({len(cases)},), got {weights.shape}"
-        )
+    check_shape(name, weights, (cases,), "(B,)")
     if (weights < 0).any() or not weights.any():
         raise ValueError(
-            "sample_weight: expected weights >= 0, not all of them zero, "
+            f"{name}: expected weights >= 0, not all of them zero, "
             f"got values from {weights.min()} to {weights.max()}"
         )
+    return weights
+
+
+def _weighted(
+    cases: Cases, targets: NDArray[Any], weights: NDArray[np.float64] | None
+) -> tuple[Cases, NDArray[Any], NDArray[np.float64] | None]:
+    """Leave out the cases of weight 0."""
+    if weights is None:
+        return cases, targets, None
     rows = np.flatnonzero(weights)
     return take(cases, rows), targets[rows], weights[rows]
 
@@ -590,15 +604,22 @@ class RecurrentClassifier(ClassifierMixin, _Recurrent):  # type: ignore[misc]
                 f"warm_start: expected the classes of the fit before, {before}, got {classes}"
             )
         self.classes_ = classes
-        if self.class_weight is not None:
-            factors = compute_sample_weight(self.class_weight, y)
-            ones = np.ones(len(y)) if sample_weight is None else sample_weight
-            sample_weight = factors * np.asarray(ones)
-        cases, codes, weights = _weighted(cases, codes, sample_weight)
+        cases, codes, weights = _weighted(cases, codes, self._weights(y, sample_weight))
         self._train(
             cases, codes, weights, softmax_cross_entropy, outputs=len(classes), strata=codes
         )
         return self
+
+    def _weights(self, y: NDArray[Any], sample_weight: Any) -> NDArray[np.float64] | None:
+        """Return the weights of the cases, those of their classes in them."""
+        weights = _as_weights("sample_weight", sample_weight, len(y))
+        if self.class_weight is None:
+            return weights
+        factors = compute_sample_weight(self.class_weight, y)
+        factors = _as_weights("class_weight", factors, len(y))
+        if weights is None:
+            return factors
+        return _as_weights("sample_weight * class_weight", factors * weights, len(y))
 
     def _logits(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self)
@@ -849,7 +870,8 @@ class RecurrentRegressor(RegressorMixin, _RealValued):  # type: ignore[misc]
             targets = column_or_1d(targets, warn=True)
         self._one_target = targets.ndim == 1
         targets = targets.reshape(len(targets), -1)
-        cases, targets, weights = _weighted(cases, targets, sample_weight)
+        weights = _as_weights("sample_weight", sample_weight, len(targets))
+        cases, targets, weights = _weighted(cases, targets, weights)
         self._train_on(cases, targets, weights)
         return self
 
