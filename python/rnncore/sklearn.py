@@ -61,6 +61,7 @@ from .parameters import (
     as_setting,
     as_size,
     as_text,
+    as_uint64,
     check_shape,
 )
 from .pooling import Pooling
@@ -1019,7 +1020,7 @@ class RecurrentForecaster(_RealValued):
         super()._check_options()
         as_size("n_lags", self.n_lags)
         as_size("n_ahead", self.n_ahead)
-        as_setting("difference", self.difference, "whole")
+        as_uint64("difference", self.difference, expected="an integer >= 0")
 
     def fit(self, y: ArrayLike, X: ArrayLike | None = None) -> RecurrentForecaster:
         """Train the network on the windows of a series.
