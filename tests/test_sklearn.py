@@ -493,6 +493,42 @@ def test_the_loss_is_refused_by_name() -> None:
         RecurrentForecaster(loss="mse").fit(np.zeros(40))
 
 
+def test_a_failed_fit_leaves_the_estimator_as_it_was() -> None:
+    X, y = waves()
+    other = np.random.default_rng(0).standard_normal((30, 5))
+    three = np.arange(30) % 3
+    for kind, first in ((RecurrentClassifier, y), (RecurrentRegressor, three)):
+        for warm_start in (False, True):
+            estimator = kind(warm_start=warm_start, **SMALL).fit(X, first)
+            before, expected = dict(vars(estimator)), estimator.predict(X)
+            for cases, targets, weights in [
+                (other, first, -np.ones(30)),
+                (X, three[:-1], None),
+                (X, three, [2.0]),
+                ([case[:, :1] for case in X], [np.nan] * 30, None),
+            ]:
+                with pytest.raises(ValueError):  # noqa: PT011
+                    estimator.fit(cases, targets, weights)
+                assert vars(estimator) == before
+                assert_array_equal(estimator.predict(X), expected)
+
+
+def test_a_failed_fit_leaves_forecaster_and_ensemble_as_they_were() -> None:
+    series = np.sin(np.arange(60.0))
+    forecaster = RecurrentForecaster(n_lags=8, **SMALL).fit(series)
+    expected = forecaster.predict(3)
+    forecaster.set_params(early_stopping=True, validation_fraction=0.999)  # leaves no row to train
+    with pytest.raises(ValueError, match="train"):
+        forecaster.fit(np.column_stack([series, series]))
+    assert_array_equal(forecaster.predict(3), expected)
+    X, y = waves()
+    ensemble = AveragingClassifier(RecurrentClassifier(**SMALL), n_estimators=2).fit(X, y)
+    shares = ensemble.predict_proba(X)
+    with pytest.raises(ValueError, match="sample_weight"):
+        ensemble.fit(X, np.arange(30) % 3, -np.ones(30))
+    assert_array_equal(ensemble.predict_proba(X), shares)
+
+
 def test_an_interrupted_training_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = waves(8)
 

@@ -8,6 +8,8 @@ The module needs scikit-learn: ``pip install rnncore[sklearn]``.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -381,6 +383,18 @@ def _weighted(
     return take(cases, rows), targets[rows], weights[rows]
 
 
+@contextmanager
+def _all_or_nothing(estimator: object) -> Iterator[None]:
+    """Give an estimator its attributes back if its ``fit`` fails, so that it still predicts."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
 def _forget(estimator: object, attribute: str) -> None:
     if hasattr(estimator, attribute):
         delattr(estimator, attribute)
@@ -596,19 +610,20 @@ class RecurrentClassifier(ClassifierMixin, _Recurrent):  # type: ignore[misc]
         """
         self._check_options()
         before = getattr(self, "classes_", None) if self.warm_start else None
-        cases = self._cases(X, reset=True)
-        y = _as_labels(self, y)
-        check_consistent_length(cases, y)
-        classes, codes = np.unique(y, return_inverse=True)
-        if before is not None and not np.array_equal(before, classes):
-            raise ValueError(
-                f"warm_start: expected the classes of the fit before, {before}, got {classes}"
+        with _all_or_nothing(self):
+            cases = self._cases(X, reset=True)
+            y = _as_labels(self, y)
+            check_consistent_length(cases, y)
+            classes, codes = np.unique(y, return_inverse=True)
+            if before is not None and not np.array_equal(before, classes):
+                raise ValueError(
+                    f"warm_start: expected the classes of the fit before, {before}, got {classes}"
+                )
+            self.classes_ = classes
+            cases, codes, weights = _weighted(cases, codes, self._weights(y, sample_weight))
+            self._train(
+                cases, codes, weights, softmax_cross_entropy, outputs=len(classes), strata=codes
             )
-        self.classes_ = classes
-        cases, codes, weights = _weighted(cases, codes, self._weights(y, sample_weight))
-        self._train(
-            cases, codes, weights, softmax_cross_entropy, outputs=len(classes), strata=codes
-        )
         return self
 
     def _weights(self, y: NDArray[Any], sample_weight: Any) -> NDArray[np.float64] | None:
@@ -862,18 +877,23 @@ class RecurrentRegressor(RegressorMixin, _RealValued):  # type: ignore[misc]
             If X, y or weights are not as above or hold NaN or infinity, or an option is wrong.
         """
         self._check_options()
-        cases = self._cases(X, reset=True)
-        targets = check_array(
-            _required(self, y), ensure_2d=False, dtype=np.float64, input_name="y", estimator=self
-        )
-        check_consistent_length(cases, targets)
-        if targets.ndim == 2 and targets.shape[1] == 1:
-            targets = column_or_1d(targets, warn=True)
-        self._one_target = targets.ndim == 1
-        targets = targets.reshape(len(targets), -1)
-        weights = _as_weights("sample_weight", sample_weight, len(targets))
-        cases, targets, weights = _weighted(cases, targets, weights)
-        self._train_on(cases, targets, weights)
+        with _all_or_nothing(self):
+            cases = self._cases(X, reset=True)
+            targets = check_array(
+                _required(self, y),
+                ensure_2d=False,
+                dtype=np.float64,
+                input_name="y",
+                estimator=self,
+            )
+            check_consistent_length(cases, targets)
+            if targets.ndim == 2 and targets.shape[1] == 1:
+                targets = column_or_1d(targets, warn=True)
+            self._one_target = targets.ndim == 1
+            targets = targets.reshape(len(targets), -1)
+            weights = _as_weights("sample_weight", sample_weight, len(targets))
+            cases, targets, weights = _weighted(cases, targets, weights)
+            self._train_on(cases, targets, weights)
         return self
 
     def predict(self, X: ArrayLike | list[Any]) -> NDArray[np.float64]:
@@ -1051,14 +1071,15 @@ class RecurrentForecaster(_RealValued):
                 f"y: expected at least n_lags + n_ahead + difference = {sum(plan)} steps, "
                 f"got {len(series)}"
             )
-        lags, ahead, lag = self._plan = plan
-        self._one_series = np.ndim(y) == 1
-        self.n_series_, self.n_exogenous_ = series.shape[1], extra.shape[1]
-        changes = _differences(series, lag)
-        inputs = _windows(changes[:-ahead], extra[lag:], lags, ahead)
-        self._features, self._columns = inputs.shape[2], None
-        self._train_on(inputs, _stretches(changes[lags:], ahead), in_time=True)
-        self._remember(series, extra)
+        with _all_or_nothing(self):
+            lags, ahead, lag = self._plan = plan
+            self._one_series = np.ndim(y) == 1
+            self.n_series_, self.n_exogenous_ = series.shape[1], extra.shape[1]
+            changes = _differences(series, lag)
+            inputs = _windows(changes[:-ahead], extra[lag:], lags, ahead)
+            self._features, self._columns = inputs.shape[2], None
+            self._train_on(inputs, _stretches(changes[lags:], ahead), in_time=True)
+            self._remember(series, extra)
         return self
 
     def update(self, y: ArrayLike, X: ArrayLike | None = None) -> RecurrentForecaster:
@@ -1366,8 +1387,9 @@ class AveragingClassifier(ClassifierMixin, _Averaging):  # type: ignore[misc]
             bootstrap, so that they would be equal.
         """
         labels = _as_labels(self, y)
-        self.classes_ = np.unique(labels)
-        self._fit_members(X, labels, sample_weight)
+        with _all_or_nothing(self):
+            self.classes_ = np.unique(labels)
+            self._fit_members(X, labels, sample_weight)
         return self
 
     def predict_proba(self, X: ArrayLike | list[Any]) -> NDArray[np.float64]:
