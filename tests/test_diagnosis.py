@@ -506,7 +506,7 @@ def test_folds_of_classes_are_stratified_and_others_are_not() -> None:
 
 
 def test_every_named_loss_of_fit_has_a_constant_and_so_a_baseline() -> None:
-    y = {"cross_entropy": [0, 1, 1], "binary_cross_entropy": [0.0, 1.0, 1.0]}
+    y: dict[str, Any] = {"cross_entropy": [0, 1, 1], "binary_cross_entropy": [0.0, 1.0, 1.0]}
     for loss in LOSSES:
         assert rc.constant_loss(y.get(loss, [0.0, 2.5, 5.0]), loss) > 0
     x, _ = signs(12)

@@ -501,12 +501,13 @@ def test_a_failed_fit_leaves_the_estimator_as_it_was() -> None:
         for warm_start in (False, True):
             estimator = kind(warm_start=warm_start, **SMALL).fit(X, first)
             before, expected = dict(vars(estimator)), estimator.predict(X)
-            for cases, targets, weights in [
+            bad: list[tuple[Any, Any, Any]] = [
                 (other, first, -np.ones(30)),
                 (X, three[:-1], None),
                 (X, three, [2.0]),
                 ([case[:, :1] for case in X], [np.nan] * 30, None),
-            ]:
+            ]
+            for cases, targets, weights in bad:
                 with pytest.raises(ValueError):  # noqa: PT011
                     estimator.fit(cases, targets, weights)
                 assert vars(estimator) == before

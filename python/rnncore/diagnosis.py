@@ -305,7 +305,8 @@ def _huber_middle(y: NDArray[Any]) -> NDArray[Any]:
         middle = low + (high - low) / 2
         below = np.clip(y - middle, -1.0, 1.0).sum(0) > 0
         low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return low
+    result: NDArray[Any] = low
+    return result
 
 
 # ---- Curves --------------------------------------------------------------------------------------

@@ -203,6 +203,12 @@ class _Recurrent(BaseEstimator):  # type: ignore[misc]
             self.n_features_in_ = features
             _forget(self, "feature_names_in_")  # of an earlier fit
 
+    def _weights(self, y: NDArray[Any], sample_weight: Any) -> NDArray[np.float64] | None:
+        """Convert and check the weights of the cases; None stays None."""
+        if sample_weight is None:
+            return None
+        return _as_weights("sample_weight", sample_weight, len(y))
+
     def _check_options(self) -> None:
         """Check the options that no layer and no call of the training checks under this name."""
         as_choice("cell", self.cell, tuple(_CELLS))
@@ -355,10 +361,8 @@ class _Noise:
         return noise, lengths
 
 
-def _as_weights(name: str, value: Any, cases: int) -> NDArray[np.float64] | None:
-    """Convert and check weights (B,); None stays None."""
-    if value is None:
-        return None
+def _as_weights(name: str, value: Any, cases: int) -> NDArray[np.float64]:
+    """Convert and check weights (B,)."""
     if not np.asarray(value).ndim:
         raise ValueError(f"{name}: expected shape (B,) = ({cases},), got {as_text(value)}")
     weights: NDArray[np.float64] = check_array(
@@ -628,11 +632,11 @@ class RecurrentClassifier(ClassifierMixin, _Recurrent):  # type: ignore[misc]
 
     def _weights(self, y: NDArray[Any], sample_weight: Any) -> NDArray[np.float64] | None:
         """Return the weights of the cases, those of their classes in them."""
-        weights = _as_weights("sample_weight", sample_weight, len(y))
+        weights = super()._weights(y, sample_weight)
         if self.class_weight is None:
             return weights
-        factors = compute_sample_weight(self.class_weight, y)
-        factors = _as_weights("class_weight", factors, len(y))
+        given = compute_sample_weight(self.class_weight, y)
+        factors = _as_weights("class_weight", given, len(y))
         if weights is None:
             return factors
         return _as_weights("sample_weight * class_weight", factors * weights, len(y))
@@ -891,7 +895,7 @@ class RecurrentRegressor(RegressorMixin, _RealValued):  # type: ignore[misc]
                 targets = column_or_1d(targets, warn=True)
             self._one_target = targets.ndim == 1
             targets = targets.reshape(len(targets), -1)
-            weights = _as_weights("sample_weight", sample_weight, len(targets))
+            weights = self._weights(targets, sample_weight)
             cases, targets, weights = _weighted(cases, targets, weights)
             self._train_on(cases, targets, weights)
         return self
