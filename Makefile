@@ -29,7 +29,8 @@ ARM_PACKAGES := qemu-user gcc-aarch64-linux-gnu
 
 .DELETE_ON_ERROR:
 .PHONY: help build demo test test-rust test-python test-arm test-miri lint lint-rust lint-python \
-        fmt wheel check-import coverage activations bench bench-models tasks docs clean
+        fmt wheel check-import coverage activations bench bench-models tasks defaults docs \
+        clean
 
 help:
 	@echo 'make demo          train the character model of examples/char_lm.py'
@@ -39,6 +40,7 @@ help:
 	@echo 'make bench         race PyTorch, JAX, ONNX Runtime and OpenVINO (installs them: 6 GB)'
 	@echo 'make bench-models  race whole models against PyTorch'
 	@echo 'make tasks         learn what recurrent nets are judged by, ten seeds each'
+	@echo 'make defaults      what the estimators reach as they come, on digits and four series'
 	@echo 'make activations   hold sigmoid and tanh of every float32 against exact values'
 	@echo 'CONTRIBUTING.md lists the rest.'
 
@@ -180,6 +182,9 @@ $(VENV)/.tasks: $(VENV)/.created
 
 tasks: $(VENV)/.tasks $(VENV)/.built
 	$(BIN)/python benches/tasks.py --docs $(ARGS)
+
+defaults: $(VENV)/.tasks $(VENV)/.built
+	$(BIN)/python benches/defaults.py $(ARGS)
 
 # ---- Site ----------------------------------------------------------------------------------------
 

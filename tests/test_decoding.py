@@ -79,6 +79,8 @@ def test_what_is_excluded_is_not_drawn() -> None:
         ([1.0], {"temperature": -1}, ValueError, "temperature: expected a finite number >= 0"),
         ([1.0], {"temperature": np.nan}, ValueError, "temperature"),
         ([1.0], {"top_k": 0}, ValueError, "top_k"),
+        ([1.0], {"top_k": 0, "temperature": 0}, ValueError, "top_k: expected a positive integer"),
+        ([1.0], {"top_k": "abc", "temperature": 0}, TypeError, "top_k: expected a positive"),
         (["a"], {}, TypeError, "logits"),
     ],
 )
@@ -145,6 +147,33 @@ def test_bad_generation(start: Any, options: dict[str, Any], match: str) -> None
             options.pop("length", 3),
             **options,
         )
+
+
+@pytest.mark.parametrize(
+    "options", [{"end": -1}, {"top_k": -3}, {"top_k": -3, "temperature": 0}, {"temperature": -1}]
+)
+def test_options_are_checked_before_the_stream_moves(options: dict[str, Any]) -> None:
+    stream = language_model().freeze()
+    before = stream.state["1"][0].copy()
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: expected "):
+        rc.generate(stream, [1, 2], 3, **options)
+    assert np.array_equal(stream.state["1"][0], before)
+
+
+def test_a_model_that_is_not_frozen_is_refused_by_name() -> None:
+    message = "stream: expected what freeze gives, got Sequential"
+    with pytest.raises(TypeError, match=message):
+        rc.generate(language_model(), [1], 3)
+    with pytest.raises(TypeError, match=message):
+        rc.beam_search(language_model(), 1, 3, width=2)
+
+    class WithoutState:
+        def step(self, codes: Any) -> Any:
+            return np.zeros((len(codes), V))
+
+    assert rc.generate(WithoutState(), [1], 3, temperature=0).tolist() == [0, 0, 0]
+    with pytest.raises(TypeError, match="stream: expected what freeze gives, got WithoutState"):
+        rc.beam_search(WithoutState(), 1, 3, width=2)
 
 
 # ---- Beam search ---------------------------------------------------------------------------------
@@ -249,7 +278,8 @@ def test_logits_that_leave_nothing_are_refused() -> None:
         ({"length": 0}, "length: expected a positive integer, got 0"),
         ({"start": [[1, 2]]}, r"start: expected a code or codes \(B,\), got shape \(1, 2\)"),
         ({"start": [1, 2]}, r"expected shape \(B = 2\), got \(4,\)"),
-        ({"end": -1}, "end: expected 0 <= value <= V - 1 = 3, got -1"),
+        ({"end": -1}, "end: expected a symbol >= 0, got -1"),
+        ({"end": V}, "end: expected 0 <= value <= V - 1 = 3, got 4"),
         ({"alpha": np.nan}, "alpha: expected a finite number, got nan"),
     ],
 )

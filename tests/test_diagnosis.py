@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import rnncore as rc
+from rnncore.evaluation import LOSSES
 
 CELLS: list[Any] = [rc.RNN, rc.LSTM, rc.GRU, rc.MGU]
 
@@ -108,6 +109,19 @@ def test_the_constant_loss_is_that_of_the_best_constant() -> None:
         assert rc.constant_loss(reals, loss) == pytest.approx(figures[0])
         assert figures[0] < min(figures[1:])
 
+    # Huber's middle has no formula: no constant nearby may do better, and its loss is that found.
+    found = [
+        rc.huber(np.full((305, 1), guess), reals[..., k].reshape(-1, 1))[0]
+        for k in range(2)
+        for guess in np.linspace(0.0, 4.0, 4001)
+    ]
+    expected = np.reshape(found, (2, -1)).min(axis=1).mean()
+    assert rc.constant_loss(reals, "huber") == pytest.approx(expected, rel=1e-6)
+    assert rc.constant_loss([3.0, 3.0, 3.0], "huber") == 0.0
+    wild = [0.0, 0.5, 1000.0]  # 0.75 + 0.25 - 1 = 0
+    expected = rc.huber(np.full(3, 0.75), wild)[0]
+    assert rc.constant_loss(wild, "huber") == pytest.approx(expected, rel=1e-12)
+
     ones = (rng.random((400, 2)) < [0.2, 0.7]).astype(float)
     p = ones.mean(0)
     constant = np.broadcast_to(np.log(p / (1 - p)), ones.shape)
@@ -153,7 +167,7 @@ def test_folds_are_shuffled_by_their_seed() -> None:
     assert held(None) != held(None)
 
 
-@pytest.mark.parametrize("kind", [np.int64, str])
+@pytest.mark.parametrize("kind", [np.int64, str, bool])
 def test_stratified_folds_have_the_classes_evenly(kind: Any) -> None:
     labels = np.random.default_rng(0).choice(4, 103, p=[0.6, 0.25, 0.1, 0.05]).astype(kind)
     parts = rc.k_fold(103, 5, stratify=labels)
@@ -193,7 +207,12 @@ def test_groups_stay_together() -> None:
         ((5, 2.0), {}, TypeError, "folds: expected a positive integer, got 2.0"),
         ((5, 2), {"groups": [1, 2]}, ValueError, r"groups: expected shape \(n,\) = \(5,\)"),
         ((5, 3), {"groups": [1, 1, 2, 2, 2]}, ValueError, "groups: expected at least folds = 3"),
-        ((3, 2), {"stratify": [0.5, 1, 2]}, TypeError, "stratify: expected integers or text"),
+        (
+            (3, 2),
+            {"stratify": [0.5, 1, 2]},
+            TypeError,
+            "stratify: expected integers, bools or text",
+        ),
         (
             (2, 2),
             {"stratify": [0, 1], "groups": [0, 1]},
@@ -484,6 +503,19 @@ def test_folds_of_classes_are_stratified_and_others_are_not() -> None:
         x, reals, sizes=(1.0,), folds=3, loss="mse", epochs=1,
     )  # fmt: skip
     assert curve.baseline == rc.constant_loss(reals, "mse")
+
+
+def test_every_named_loss_of_fit_has_a_constant_and_so_a_baseline() -> None:
+    y: dict[str, Any] = {"cross_entropy": [0, 1, 1], "binary_cross_entropy": [0.0, 1.0, 1.0]}
+    for loss in LOSSES:
+        assert rc.constant_loss(y.get(loss, [0.0, 2.5, 5.0]), loss) > 0
+    x, _ = signs(12)
+    reals = drawn(12, 1)
+    curve = rc.diagnosis.learning_curve(
+        lambda: rc.Sequential(rc.RNN(2, 3, seed=0), rc.Pooling("mean"), rc.Linear(3, 1, seed=0)),
+        x, reals, sizes=(1.0,), folds=3, loss="huber", epochs=1,
+    )  # fmt: skip
+    assert curve.baseline == rc.constant_loss(reals, "huber")
 
 
 def test_every_value_of_a_curve_has_a_verdict() -> None:

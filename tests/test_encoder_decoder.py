@@ -219,6 +219,38 @@ def test_copies_files_and_dropout(tmp_path: Path) -> None:
     assert np.array_equal(still, model(x))
 
 
+def test_a_model_saves_and_loads_itself(tmp_path: Path) -> None:
+    model, other, x = make(dropout=0.4), make(dropout=0.4), batch()[0]
+    for array in other.params.values():
+        array *= 0.5
+    model.forward(x)
+    model.save(tmp_path / "own")
+    rc.save(tmp_path / "same", model)
+    assert (tmp_path / "own").read_bytes() == (tmp_path / "same").read_bytes()
+    other.load(tmp_path / "own")
+    assert np.array_equal(other(x), model(x))
+    assert np.array_equal(other.forward(x)[0], model.forward(x)[0])  # the same masks
+    with pytest.raises(ValueError, match=r"missing encoder\.reader\.weight_ih_l1"):
+        make(layers=2).load(tmp_path / "own")
+
+
+def test_a_tape_shows_the_gates_of_both() -> None:
+    model, (source, target) = make(), batch()[0]
+    _, tape = model.forward((source, target))
+    found = tape.gates()
+    assert {name: list(own) for name, own in found.items()} == {
+        "encoder": ["reader"],
+        "decoder": ["writer"],
+    }
+    _, read = model.encoder.forward(source)
+    _, written = model.decoder.forward(target, {"writer": read.state["reader"]})
+    for name, expected in (("encoder", read.gates()), ("decoder", written.gates())):
+        np.testing.assert_equal(found[name], expected)
+    model.backward(tape)
+    with pytest.raises(ValueError, match="tape: expected an unused one"):
+        tape.gates()
+
+
 def test_a_forward_that_fails_gives_back_its_call_numbers() -> None:
     model = make(dropout=0.4)
     (source, _), _ = batch()

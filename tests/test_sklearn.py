@@ -256,6 +256,27 @@ def test_class_weights_are_case_weights() -> None:
     assert_allclose(balanced.predict_proba(X).sum(axis=1), 1.0)
 
 
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize("weights", [3.0, [2.0], np.ones(29), np.ones((30, 1))])
+def test_weights_of_another_shape_are_refused(class_weight: Any, weights: Any) -> None:
+    X, y = waves()
+    classifier = RecurrentClassifier(class_weight=class_weight, **SMALL)
+    with pytest.raises(ValueError, match=r"sample_weight: expected shape \(B,\) = \(30,\), got"):
+        classifier.fit(X, y, weights)
+
+
+def test_weights_and_class_weights_are_checked_apart_and_together() -> None:
+    X, y = waves()
+    negative = RecurrentClassifier(class_weight={"slow": -1.0, "fast": -1.0}, **SMALL)
+    with pytest.raises(ValueError, match="class_weight: expected weights >= 0, not all of them"):
+        negative.fit(X, y, np.ones(30))
+    with pytest.raises(ValueError, match="sample_weight: expected weights >= 0, not all of them"):
+        negative.fit(X, y, -np.ones(30))
+    slow_alone = RecurrentClassifier(class_weight={"slow": 1.0, "fast": 0.0}, **SMALL)
+    with pytest.raises(ValueError, match=r"sample_weight \* class_weight: expected weights >= 0"):
+        slow_alone.fit(X, y, np.array(y) == "fast")
+
+
 def test_batches_of_light_cases_make_light_steps() -> None:
     X = np.random.default_rng(0).standard_normal((60, 5, 2))  # says nothing of y
     y = np.arange(60) % 6 == 0
@@ -470,6 +491,43 @@ def test_the_loss_is_refused_by_name() -> None:
         RecurrentRegressor(loss="mse").fit(np.zeros((4, 3)), np.zeros(4))
     with pytest.raises(ValueError, match=message):
         RecurrentForecaster(loss="mse").fit(np.zeros(40))
+
+
+def test_a_failed_fit_leaves_the_estimator_as_it_was() -> None:
+    X, y = waves()
+    other = np.random.default_rng(0).standard_normal((30, 5))
+    three = np.arange(30) % 3
+    for kind, first in ((RecurrentClassifier, y), (RecurrentRegressor, three)):
+        for warm_start in (False, True):
+            estimator = kind(warm_start=warm_start, **SMALL).fit(X, first)
+            before, expected = dict(vars(estimator)), estimator.predict(X)
+            bad: list[tuple[Any, Any, Any]] = [
+                (other, first, -np.ones(30)),
+                (X, three[:-1], None),
+                (X, three, [2.0]),
+                ([case[:, :1] for case in X], [np.nan] * 30, None),
+            ]
+            for cases, targets, weights in bad:
+                with pytest.raises(ValueError):  # noqa: PT011
+                    estimator.fit(cases, targets, weights)
+                assert vars(estimator) == before
+                assert_array_equal(estimator.predict(X), expected)
+
+
+def test_a_failed_fit_leaves_forecaster_and_ensemble_as_they_were() -> None:
+    series = np.sin(np.arange(60.0))
+    forecaster = RecurrentForecaster(n_lags=8, **SMALL).fit(series)
+    expected = forecaster.predict(3)
+    forecaster.set_params(early_stopping=True, validation_fraction=0.999)  # leaves no row to train
+    with pytest.raises(ValueError, match="train"):
+        forecaster.fit(np.column_stack([series, series]))
+    assert_array_equal(forecaster.predict(3), expected)
+    X, y = waves()
+    ensemble = AveragingClassifier(RecurrentClassifier(**SMALL), n_estimators=2).fit(X, y)
+    shares = ensemble.predict_proba(X)
+    with pytest.raises(ValueError, match="sample_weight"):
+        ensemble.fit(X, np.arange(30) % 3, -np.ones(30))
+    assert_array_equal(ensemble.predict_proba(X), shares)
 
 
 def test_an_interrupted_training_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -739,7 +797,13 @@ def test_forecasters_are_copied_and_pickled() -> None:
         (np.zeros(20), None, {"n_lags": 0}, ValueError, "n_lags: expected a positive integer"),
         (np.zeros(20), None, {"n_ahead": 1.0}, TypeError, "n_ahead: expected a positive integer"),
         (np.zeros(20), None, {"difference": -1}, ValueError, "difference: expected "),
-        (np.zeros(20), None, {"difference": 1.5}, ValueError, "difference: expected "),
+        (
+            np.zeros(20),
+            None,
+            {"difference": 1.0},
+            TypeError,
+            "difference: expected an integer >= 0",
+        ),
     ],
 )
 def test_bad_series_are_refused(

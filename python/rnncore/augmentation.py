@@ -24,6 +24,7 @@ from .parameters import (
     as_flag,
     as_real,
     as_real_array,
+    as_setting,
     as_size,
     as_text,
     check_generator,
@@ -224,7 +225,7 @@ class Scaling(_Augmentation):
         self, sigma: float = 0.1, *, per_feature: bool = True, batch_first: bool = False
     ) -> None:
         super().__init__(batch_first=batch_first)
-        self._sigma = _deviation(sigma)
+        self._sigma = as_setting("sigma", sigma)
         self._per_feature = as_flag("per_feature", per_feature)
 
     @property
@@ -289,7 +290,7 @@ class TimeWarp(_Augmentation):
 
     def __init__(self, sigma: float = 0.2, *, knots: int = 4, batch_first: bool = False) -> None:
         super().__init__(batch_first=batch_first)
-        self._sigma = _deviation(sigma)
+        self._sigma = as_setting("sigma", sigma)
         self._knots = as_size("knots", knots)
 
     @property
@@ -485,11 +486,3 @@ class Compose:
     def __repr__(self) -> str:
         """Return the call that makes an equal one."""
         return f"Compose({', '.join(map(repr, self._augmentations))})"
-
-
-def _deviation(value: object) -> float:
-    """Check a ``sigma`` that is one number."""
-    sigma = as_real("sigma", value)
-    if not 0 <= sigma < np.inf:
-        raise ValueError(f"sigma: expected a finite number >= 0, got {as_text(value)}")
-    return sigma

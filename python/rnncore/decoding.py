@@ -59,10 +59,10 @@ def sample(
     Raises
     ------
     TypeError
-        If an argument is not of real numbers, or ``rng`` no generator.
+        If an argument is not of real numbers, ``top_k`` no integer, or ``rng`` no generator.
     ValueError
-        If there are no symbols, a row has none to draw (all -inf, or a NaN), or ``temperature`` is
-        negative.
+        If there are no symbols, a row has none to draw (all -inf, or a NaN), ``temperature`` is
+        negative, or ``top_k`` below 1. Nothing has been drawn then.
 
     References
     ----------
@@ -79,16 +79,17 @@ def sample(
     {0, 1}
     """
     check_generator(rng)
+    _check_options(temperature, top_k)
     z = as_real_array("logits", logits, np.float64)
     if not z.ndim or not z.shape[-1]:
         raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {z.shape}")
     rows = z.reshape(-1, z.shape[-1])
     largest = _largest(rows)
-    if _temperature(temperature) == 0.0:
+    if temperature == 0.0:
         likeliest: NDArray[np.int64] = rows.argmax(axis=1).reshape(z.shape[:-1])
         return likeliest
     if top_k is not None:
-        kept = np.argsort(-rows, axis=1, kind="stable")[:, : as_size("top_k", top_k)]
+        kept = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
         limited = np.full_like(rows, -np.inf)
         np.put_along_axis(limited, kept, np.take_along_axis(rows, kept, axis=1), axis=1)
         rows = limited
@@ -100,11 +101,13 @@ def sample(
     return drawn
 
 
-def _temperature(value: object) -> float:
-    number = as_real("temperature", value)
+def _check_options(temperature: object, top_k: object) -> None:
+    """Check how to draw."""
+    number = as_real("temperature", temperature)
     if not 0.0 <= number < np.inf:
-        raise ValueError(f"temperature: expected a finite number >= 0, got {as_text(value)}")
-    return number
+        raise ValueError(f"temperature: expected a finite number >= 0, got {as_text(temperature)}")
+    if top_k is not None:
+        as_size("top_k", top_k)
 
 
 def generate(
@@ -143,7 +146,8 @@ def generate(
     Raises
     ------
     TypeError, ValueError
-        If an argument is of the wrong type or shape.
+        If an argument is wrong; the stream has not moved then. But whether codes and ``end`` are
+        below V shows as it reads: it has read what came before.
 
     Examples
     --------
@@ -152,6 +156,7 @@ def generate(
     >>> rc.generate(model.freeze(), [1, 2], 7, seed=0).shape
     (7,)
     """
+    _check_stream(stream, "step")
     codes = as_integer_array("start", start)
     if codes.ndim not in (1, 2) or not len(codes):
         raise ValueError(f"start: expected shape (N,) or (N, B), N >= 1, got {codes.shape}")
@@ -159,7 +164,7 @@ def generate(
     codes = codes.reshape(len(codes), -1)
     steps = as_size("length", length)
     last = None if end is None else _symbol("end", end)
-    _temperature(temperature)
+    _check_options(temperature, top_k)
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(as_seed(seed))
     for before in codes[:-1]:
         stream.step(before)
@@ -180,10 +185,18 @@ def generate(
     return result[:, 0] if single else result
 
 
+def _check_stream(stream: object, *wanted: str) -> None:
+    """Refuse a model that has not been frozen."""
+    if not all(hasattr(stream, name) for name in wanted):
+        raise TypeError(f"stream: expected what freeze gives, got {type(stream).__name__}")
+
+
 def _symbol(name: str, value: object) -> int:
-    """Check a symbol that the caller names."""
+    """Check a symbol that the caller names, but for V, which nobody knows yet."""
     array = as_integer_array(name, value)
     check_shape(name, array, ())
+    if array < 0:
+        raise ValueError(f"{name}: expected a symbol >= 0, got {array}")
     return int(array)
 
 
@@ -271,7 +284,8 @@ def beam_search(
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, or a logit is NaN.
+        If an argument is wrong; the stream has not moved then. But whether codes and ``end`` are
+        below V and no logit is NaN shows as it reads: it has read what came before.
 
     References
     ----------
@@ -288,6 +302,7 @@ def beam_search(
     >>> [len(each) for each in rc.beam_search(model.freeze(6), [1, 2], 6, width=3, end=0)]
     [3, 3]
     """
+    _check_stream(stream, "step", "state")
     width = as_size("width", width)
     steps = as_size("length", length)
     last = None if end is None else _symbol("end", end)

@@ -241,6 +241,7 @@ _CONSTANT: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "binary_cross_entropy": lambda y: _entropy(y.mean(0)) + _entropy(1 - y.mean(0)),
     "mse": lambda y: y.var(0),
     "mae": lambda y: abs(y - np.median(y, 0)).mean(0),
+    "huber": lambda y: _huber(y - _huber_middle(y)).mean(0),
 }
 
 
@@ -255,15 +256,16 @@ def constant_loss(y: ArrayLike, loss: str = "cross_entropy") -> float:
         The targets that count. For "cross_entropy" integers of any shape; else real numbers (N,)
         or (..., K), with a constant for each of K outputs.
     loss : default "cross_entropy"
-        "cross_entropy": the entropy of the classes' shares. "binary_cross_entropy": that of the
-        share of ones. "mse": the variance. "mae": the mean distance from the median.
+        Any that ``fit`` knows by name. "cross_entropy": the entropy of the classes' shares.
+        "binary_cross_entropy": that of the share of ones. "mse": the variance. "mae": the mean
+        distance from the median. "huber": that from the middle which balances distances cut to 1.
 
     Raises
     ------
     TypeError
         If y is not of integers, or of real numbers.
     ValueError
-        If there are no targets, or ``loss`` is none of the four.
+        If there are no targets, or ``loss`` is none of the five.
 
     Examples
     --------
@@ -286,6 +288,24 @@ def constant_loss(y: ArrayLike, loss: str = "cross_entropy") -> float:
 def _entropy(shares: NDArray[Any]) -> NDArray[Any]:
     """Return -p log p, 0 where p is 0."""
     result: NDArray[Any] = -shares * np.log(np.where(shares > 0, shares, 1))
+    return result
+
+
+def _huber(d: NDArray[Any]) -> NDArray[Any]:
+    """Return the losses of differences, those of ``losses.huber``."""
+    c = np.clip(d, -1.0, 1.0)
+    result: NDArray[Any] = c * (d - c / 2)
+    return result
+
+
+def _huber_middle(y: NDArray[Any]) -> NDArray[Any]:
+    """Return the constants (K,) nearest to y (N, K) in that loss, by halving where they can be."""
+    low, high = y.min(0), y.max(0)
+    for _ in range(64):
+        middle = low + (high - low) / 2
+        below = np.clip(y - middle, -1.0, 1.0).sum(0) > 0
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    result: NDArray[Any] = low
     return result
 
 
@@ -394,7 +414,7 @@ def learning_curve(
         loss.
     baseline : default None
         The figure of a constant guess, for the verdicts. None: ``constant_loss`` of y, if the
-        figure is a loss that it knows and y has one target for each row; else not known.
+        figure is a loss with a name and y has one target for each row; else not known.
     perfect : default None
         The figure of a model that could not be better. None: 0 for the loss, 1 for a metric.
     seed : default 0
@@ -570,8 +590,7 @@ class _Figure(NamedTuple):
         label = "loss" if loss else getattr(self.metric, "__name__", "metric")
         perfect = self.perfect if self.perfect is not None else 0.0 if loss else 1.0
         base, kind = self.baseline, self.options.get("loss", "cross_entropy")
-        known = isinstance(kind, str) and kind in ("cross_entropy", *_CONSTANT)
-        if base is None and loss and known and not data.per_step:
+        if base is None and loss and isinstance(kind, str) and not data.per_step:
             base = constant_loss(data.y, kind)
         return Curve(name, values, both[..., 0], both[..., 1], label, base, perfect)
 
@@ -665,10 +684,10 @@ def k_fold(
     seed : default 0
         Of the shuffling; None draws one.
     groups : default None
-        (n,) of integers or text: rows of one group (a speaker, a patient) stay in one fold. The
-        largest groups are dealt first, each to the fold with the fewest rows.
+        (n,) of integers, bools or text: rows of one group (a speaker, a patient) stay in one fold.
+        The largest groups are dealt first, each to the fold with the fewest rows.
     stratify : default None
-        (n,) of integers or text: every class is spread evenly over the folds.
+        (n,) of integers, bools or text: every class is spread evenly over the folds.
 
     Returns
     -------
@@ -708,10 +727,10 @@ def k_fold(
 
 
 def _labels(name: str, value: ArrayLike, rows: int) -> NDArray[np.int64]:
-    """Turn the labels of rows, integers or text, into numbers from 0."""
+    """Turn the labels of rows, integers, bools or text, into numbers from 0."""
     labels = np.asarray(value)
-    if labels.dtype.kind not in "iuUS":
-        raise TypeError(f"{name}: expected integers or text, got dtype {labels.dtype}")
+    if labels.dtype.kind not in "biuUS":
+        raise TypeError(f"{name}: expected integers, bools or text, got dtype {labels.dtype}")
     check_shape(name, labels, (rows,), "(n,)")
     numbers: NDArray[np.int64] = np.unique(labels, return_inverse=True)[1]
     return numbers

@@ -8,6 +8,8 @@ The module needs scikit-learn: ``pip install rnncore[sklearn]``.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,16 @@ from .layers import GRU, LSTM, MGU, RNN
 from .linear import Linear
 from .losses import huber, mean_absolute_error, mean_squared_error, softmax_cross_entropy
 from .optimizers import AdamW
-from .parameters import as_choice, as_flag, as_probability, as_setting, as_size
+from .parameters import (
+    as_choice,
+    as_flag,
+    as_probability,
+    as_setting,
+    as_size,
+    as_text,
+    as_uint64,
+    check_shape,
+)
 from .pooling import Pooling
 from .schedules import CosineLR
 from .sequential import Sequential
@@ -191,6 +202,12 @@ class _Recurrent(BaseEstimator):  # type: ignore[misc]
         if columns is None:
             self.n_features_in_ = features
             _forget(self, "feature_names_in_")  # of an earlier fit
+
+    def _weights(self, y: NDArray[Any], sample_weight: Any) -> NDArray[np.float64] | None:
+        """Convert and check the weights of the cases; None stays None."""
+        if sample_weight is None:
+            return None
+        return _as_weights("sample_weight", sample_weight, len(y))
 
     def _check_options(self) -> None:
         """Check the options that no layer and no call of the training checks under this name."""
@@ -344,26 +361,42 @@ class _Noise:
         return noise, lengths
 
 
-def _weighted(
-    cases: Cases, targets: NDArray[Any], sample_weight: Any
-) -> tuple[Cases, NDArray[Any], NDArray[np.float64] | None]:
-    """Check the weights and leave out the cases of weight 0."""
-    if sample_weight is None:
-        return cases, targets, None
-    weights = check_array(
-        sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+def _as_weights(name: str, value: Any, cases: int) -> NDArray[np.float64]:
+    """Convert and check weights (B,)."""
+    if not np.asarray(value).ndim:
+        raise ValueError(f"{name}: expected shape (B,) = ({cases},), got {as_text(value)}")
+    weights: NDArray[np.float64] = check_array(
+        value, ensure_2d=False, dtype=np.float64, input_name=name
     )
-    if weights.shape != (len(cases),):
-        raise ValueError(
-            f"sample_weight: expected shape (B,) = ({len(cases)},), got {weights.shape}"
-        )
+    check_shape(name, weights, (cases,), "(B,)")
     if (weights < 0).any() or not weights.any():
         raise ValueError(
-            "sample_weight: expected weights >= 0, not all of them zero, "
+            f"{name}: expected weights >= 0, not all of them zero, "
             f"got values from {weights.min()} to {weights.max()}"
         )
+    return weights
+
+
+def _weighted(
+    cases: Cases, targets: NDArray[Any], weights: NDArray[np.float64] | None
+) -> tuple[Cases, NDArray[Any], NDArray[np.float64] | None]:
+    """Leave out the cases of weight 0."""
+    if weights is None:
+        return cases, targets, None
     rows = np.flatnonzero(weights)
     return take(cases, rows), targets[rows], weights[rows]
+
+
+@contextmanager
+def _all_or_nothing(estimator: object) -> Iterator[None]:
+    """Give an estimator its attributes back if its ``fit`` fails, so that it still predicts."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
 
 
 def _forget(estimator: object, attribute: str) -> None:
@@ -581,24 +614,32 @@ class RecurrentClassifier(ClassifierMixin, _Recurrent):  # type: ignore[misc]
         """
         self._check_options()
         before = getattr(self, "classes_", None) if self.warm_start else None
-        cases = self._cases(X, reset=True)
-        y = _as_labels(self, y)
-        check_consistent_length(cases, y)
-        classes, codes = np.unique(y, return_inverse=True)
-        if before is not None and not np.array_equal(before, classes):
-            raise ValueError(
-                f"warm_start: expected the classes of the fit before, {before}, got {classes}"
+        with _all_or_nothing(self):
+            cases = self._cases(X, reset=True)
+            y = _as_labels(self, y)
+            check_consistent_length(cases, y)
+            classes, codes = np.unique(y, return_inverse=True)
+            if before is not None and not np.array_equal(before, classes):
+                raise ValueError(
+                    f"warm_start: expected the classes of the fit before, {before}, got {classes}"
+                )
+            self.classes_ = classes
+            cases, codes, weights = _weighted(cases, codes, self._weights(y, sample_weight))
+            self._train(
+                cases, codes, weights, softmax_cross_entropy, outputs=len(classes), strata=codes
             )
-        self.classes_ = classes
-        if self.class_weight is not None:
-            factors = compute_sample_weight(self.class_weight, y)
-            ones = np.ones(len(y)) if sample_weight is None else sample_weight
-            sample_weight = factors * np.asarray(ones)
-        cases, codes, weights = _weighted(cases, codes, sample_weight)
-        self._train(
-            cases, codes, weights, softmax_cross_entropy, outputs=len(classes), strata=codes
-        )
         return self
+
+    def _weights(self, y: NDArray[Any], sample_weight: Any) -> NDArray[np.float64] | None:
+        """Return the weights of the cases, those of their classes in them."""
+        weights = super()._weights(y, sample_weight)
+        if self.class_weight is None:
+            return weights
+        given = compute_sample_weight(self.class_weight, y)
+        factors = _as_weights("class_weight", given, len(y))
+        if weights is None:
+            return factors
+        return _as_weights("sample_weight * class_weight", factors * weights, len(y))
 
     def _logits(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self)
@@ -840,17 +881,23 @@ class RecurrentRegressor(RegressorMixin, _RealValued):  # type: ignore[misc]
             If X, y or weights are not as above or hold NaN or infinity, or an option is wrong.
         """
         self._check_options()
-        cases = self._cases(X, reset=True)
-        targets = check_array(
-            _required(self, y), ensure_2d=False, dtype=np.float64, input_name="y", estimator=self
-        )
-        check_consistent_length(cases, targets)
-        if targets.ndim == 2 and targets.shape[1] == 1:
-            targets = column_or_1d(targets, warn=True)
-        self._one_target = targets.ndim == 1
-        targets = targets.reshape(len(targets), -1)
-        cases, targets, weights = _weighted(cases, targets, sample_weight)
-        self._train_on(cases, targets, weights)
+        with _all_or_nothing(self):
+            cases = self._cases(X, reset=True)
+            targets = check_array(
+                _required(self, y),
+                ensure_2d=False,
+                dtype=np.float64,
+                input_name="y",
+                estimator=self,
+            )
+            check_consistent_length(cases, targets)
+            if targets.ndim == 2 and targets.shape[1] == 1:
+                targets = column_or_1d(targets, warn=True)
+            self._one_target = targets.ndim == 1
+            targets = targets.reshape(len(targets), -1)
+            weights = self._weights(targets, sample_weight)
+            cases, targets, weights = _weighted(cases, targets, weights)
+            self._train_on(cases, targets, weights)
         return self
 
     def predict(self, X: ArrayLike | list[Any]) -> NDArray[np.float64]:
@@ -997,7 +1044,7 @@ class RecurrentForecaster(_RealValued):
         super()._check_options()
         as_size("n_lags", self.n_lags)
         as_size("n_ahead", self.n_ahead)
-        as_setting("difference", self.difference, "whole")
+        as_uint64("difference", self.difference, expected="an integer >= 0")
 
     def fit(self, y: ArrayLike, X: ArrayLike | None = None) -> RecurrentForecaster:
         """Train the network on the windows of a series.
@@ -1028,14 +1075,15 @@ class RecurrentForecaster(_RealValued):
                 f"y: expected at least n_lags + n_ahead + difference = {sum(plan)} steps, "
                 f"got {len(series)}"
             )
-        lags, ahead, lag = self._plan = plan
-        self._one_series = np.ndim(y) == 1
-        self.n_series_, self.n_exogenous_ = series.shape[1], extra.shape[1]
-        changes = _differences(series, lag)
-        inputs = _windows(changes[:-ahead], extra[lag:], lags, ahead)
-        self._features, self._columns = inputs.shape[2], None
-        self._train_on(inputs, _stretches(changes[lags:], ahead), in_time=True)
-        self._remember(series, extra)
+        with _all_or_nothing(self):
+            lags, ahead, lag = self._plan = plan
+            self._one_series = np.ndim(y) == 1
+            self.n_series_, self.n_exogenous_ = series.shape[1], extra.shape[1]
+            changes = _differences(series, lag)
+            inputs = _windows(changes[:-ahead], extra[lag:], lags, ahead)
+            self._features, self._columns = inputs.shape[2], None
+            self._train_on(inputs, _stretches(changes[lags:], ahead), in_time=True)
+            self._remember(series, extra)
         return self
 
     def update(self, y: ArrayLike, X: ArrayLike | None = None) -> RecurrentForecaster:
@@ -1343,8 +1391,9 @@ class AveragingClassifier(ClassifierMixin, _Averaging):  # type: ignore[misc]
             bootstrap, so that they would be equal.
         """
         labels = _as_labels(self, y)
-        self.classes_ = np.unique(labels)
-        self._fit_members(X, labels, sample_weight)
+        with _all_or_nothing(self):
+            self.classes_ = np.unique(labels)
+            self._fit_members(X, labels, sample_weight)
         return self
 
     def predict_proba(self, X: ArrayLike | list[Any]) -> NDArray[np.float64]:
