@@ -315,7 +315,7 @@ def readme_section(
 ) -> str:
     """Return what the README says of a run: the command, the machine, and the tables in short."""
     parts = [_block([machine, *peak_lines(results)])]
-    rows = list(target_rows(one for one in findings(results) if one.target.peer in PEERS))
+    rows = list(target_rows(findings(results)))
     if rows:
         parts.append(table(TARGET_HEAD, rows))
     compared = [result.ratio(p, OPPONENTS[p]) for result in results for p in rivals(result)]

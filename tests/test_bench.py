@@ -258,6 +258,15 @@ def test_the_readme_gets_the_tables_between_its_markers() -> None:
     assert once.endswith(page[page.index("<!-- /bench -->") :])
 
 
+def test_the_readme_shows_how_we_stand_beside_a_prototype() -> None:
+    level = rc.levels()[-1]
+    (case, *_) = cases("prototype", EVERYTHING)
+    name = f"{level} lstm training"
+    run = [result(case, **{name: 1.0, f"prototype {name}": 0.9})]
+    section = report.readme_section("a machine", run, [], None)
+    assert f"| training, {level} | prototype | 1 | 1 of 16 | 0.90 (lstm {case.shape})" in section
+
+
 def test_a_page_without_its_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="expected one <!-- bench -->"):
         report.between_markers("no markers", "text")
