@@ -5,8 +5,8 @@
     make bench ARGS="--suites grid --cells lstm --threads 1"
     python benches/bench.py --help                          in an environment that has the peers
 
-Every case is a round robin: in each round every contestant is timed once, in rotating order, so
-that whatever else the machine does meets all of them alike. A ratio is the median over the rounds
+In each round of a case every contestant is timed once, in an order drawn anew, so that whatever
+else the machine does meets all of them alike. A ratio is the median over the rounds
 of the peer's time divided by ours in the same round. A contestant whose answers differ from ours is
 named and not timed.
 

@@ -12,7 +12,7 @@ import prototype
 import pytest
 import report
 from cases import LAYERS, PEAK, SHAPES, SUITES, Case, Choice, Memory, Result, Shape, cases
-from race import FEW_ROUNDS, MAX_ROUNDS, MIN_ROUNDS, count_rounds, disagreement
+from race import FEW_ROUNDS, MAX_ROUNDS, MIN_ROUNDS, count_rounds, disagreement, orders
 from targets import TAPE_VALUES, Check, Target, checks, findings, sweep_dip
 
 import rnncore as rc
@@ -93,6 +93,15 @@ def test_rounds_follow_the_budget_within_bounds() -> None:
     assert count_rounds(cost=0.001, seconds=2) == MAX_ROUNDS
     assert count_rounds(cost=1, seconds=2) == MIN_ROUNDS
     assert count_rounds(cost=10, seconds=2) == FEW_ROUNDS
+
+
+def test_a_round_is_everybody_once_and_nobody_always_follows_the_same() -> None:
+    found = list(orders(4, MAX_ROUNDS))
+    assert all(sorted(order) == [0, 1, 2, 3] for order in found)
+    for who in range(4):
+        before = {order[order.index(who) - 1] for order in found if order[0] != who}
+        assert before == {0, 1, 2, 3} - {who}
+    assert found == list(orders(4, MAX_ROUNDS))
 
 
 # ---- Targets -------------------------------------------------------------------------------------
