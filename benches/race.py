@@ -92,9 +92,10 @@ def assemble(case: Case, peer_names: Sequence[str], program: str | None, stack: 
     """Return the field of a case; the stack ends what it started."""
     problem = Problem(case)
     own = ours.contestants(problem, stack)
-    truth = Truth(own[0].answers(), case.tolerance)
-    found = Field(entries=own[:1])
-    for entry in own[1:]:
+    with own[0].around():
+        truth = Truth(own[0].answers(), case.tolerance)
+    found = Field()
+    for entry in own:
         found.admit(entry.name, lambda entry=entry: [entry], truth)  # type: ignore[misc]
     for peer in peers.rivals(case):
         if peer in peer_names:
