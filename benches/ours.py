@@ -222,9 +222,11 @@ def _neighbour(stack: ExitStack, problem: Problem) -> list[Contestant]:
     def beside(threads: int, busy: bool) -> Iterator[None]:
         if busy:
             process.send_signal(signal.SIGCONT)
-        with settings(threads=threads):
-            yield
-        process.send_signal(signal.SIGSTOP)
+        try:
+            with settings(threads=threads):
+                yield
+        finally:
+            process.send_signal(signal.SIGSTOP)
 
     entries = []
     for busy, suffix in ((False, ""), (True, " (busy)")):
