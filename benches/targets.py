@@ -191,7 +191,7 @@ SHARES = (
 RUST_STEP = {"avx2": 0.30, "avx512": 0.25}
 OVERHEAD = 0.7  # microseconds that a step takes more from Python
 # Values that a tape holds per unit, row and step.
-TAPE_VALUES = {"lstm": 6, "gru": 5, "rnn": 1, "mgu": 4}
+TAPE_VALUES = {"lstm": 6, "gru": 5, "rnn": 1, "mgu": 4, "mgu, reset after": 4}
 
 
 def checks(results: Iterable[Result], level: str) -> Iterator[Check]:
