@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -292,6 +293,20 @@ def test_rates_of_a_prototype_are_read_from_its_line() -> None:
         "avx512 gru inference": 66.6,
         "avx512 gru training": 67.2,
     }
+
+
+def test_every_row_of_the_samples_has_a_key_of_its_own(tmp_path: Path) -> None:
+    everything = [case for suite in SUITES for case in cases(suite, EVERYTHING)]
+    deep = replace(SMALL, num_layers=2, bidirectional=True)
+    path = tmp_path / "bench.csv"
+    report.write_csv(path, [result(case, rnncore=1.0) for case in (*everything, deep)])
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3 * (len(everything) + 1)  # the peak has rows too
+    keys = {tuple(row[name] for name in row if name not in ("flops", "seconds")) for row in rows}
+    assert len(keys) == len(rows)
+    (last,) = {(row["num_layers"], row["bidirectional"], row["level"]) for row in rows[-6:]}
+    assert last == ("2", "1", "")
 
 
 # ---- Hooks ---------------------------------------------------------------------------------------
