@@ -327,8 +327,10 @@ def cases(suite: str, choice: Choice) -> list[Case]:
         "checkpoint": lambda: _special(choice, suite, ["training"], SHAPES, gated, [1, 2]),
         "denormals": lambda: _special(choice, suite, ["training"], DENORMAL_SHAPES, ["lstm"], [1]),
         "sweep": lambda: _special(choice, suite, both, [SWEEP_SHAPE], ["lstm"], [1, 2]),
-        "scaling": lambda: _special(choice, suite, both, SHAPES, gated, several),
-        "neighbour": lambda: _special(choice, suite, both, NEIGHBOUR_SHAPES, ["lstm"], several),
+        "scaling": lambda: _special(choice, suite, both, SHAPES, list(LAYERS), several),
+        "neighbour": lambda: _special(
+            choice, suite, both, NEIGHBOUR_SHAPES, ["lstm", "rnn"], several
+        ),
         "prototype": lambda: _prototype(choice, suite),
         "memory": lambda: _special(choice, suite, ["training"], MEMORY_SHAPES, gated, [1]),
     }
