@@ -152,7 +152,7 @@ def time_all(todo: Sequence[Case], terms: Terms, log: TextIO) -> tuple[list[Resu
             left = left[1:]
     for case in (case for case in todo if case.suite == "memory"):
         others = [peer for peer in peers.rivals(case) if peer in terms.peers]
-        for name in ("rnncore", "checkpoints", *others):
+        for name in (*case.distances, *others):
             for packed in ask([case], replace(terms, peers=[name])):
                 memory.append(Memory(**packed))
                 print(report.memory_line(memory[-1]), file=log, flush=True)

@@ -14,7 +14,7 @@ import pytest
 import report
 from cases import LAYERS, PEAK, SHAPES, SUITES, Case, Choice, Memory, Result, Shape, cases
 from race import FEW_ROUNDS, MAX_ROUNDS, MIN_ROUNDS, count_rounds, disagreement, orders
-from targets import TAPE_VALUES, Check, Target, checks, findings, sweep_dip
+from targets import TAPE_VALUES, Check, Target, checks, findings, memory_checks, sweep_dip
 
 import rnncore as rc
 from rnncore import _core
@@ -227,6 +227,24 @@ def test_a_dip_is_found_among_its_neighbours() -> None:
 @pytest.mark.parametrize("cell", TAPE_VALUES)
 def test_a_tape_holds_no_more_values_than_promised(cell: str) -> None:
     assert ours.tape_values(cell) <= TAPE_VALUES[cell]
+
+
+@pytest.mark.parametrize(
+    ("at_once", "steps"), [(1, 13.0), (2, 23.0), (None, 100.0)], ids=["one", "two", "all"]
+)
+def test_gates_held_with_checkpoints_are_measured(at_once: int | None, steps: float) -> None:
+    """A backward pass that holds one segment at a time, two, and all that it made again."""
+    case = Case("memory", "lstm", "training", Shape(100, 64, 256, 256), 1)
+    step, other = 400_000, 30_000_000
+    weights = 4 * 256 * 512 * 4
+    memory = [Memory(case, "rnncore", 7, 7 + other + 100 * step, 100 * step)]
+    for name, k in (("checkpoints", 10), ("two segments", 50)):
+        tape = 30 * step // k
+        again = (100 if at_once is None else at_once * k) * step - (at_once is None) * tape
+        memory.append(Memory(case, name, 9, 9 + other + weights + tape + again, tape))
+    (found,) = (check for check in memory_checks(memory) if check.promise.startswith("steps'"))
+    assert found.found == pytest.approx(steps)
+    assert found.met is (at_once == 1)
 
 
 # ---- Pages ---------------------------------------------------------------------------------------
