@@ -5,8 +5,8 @@
     make bench ARGS="--suites grid --cells lstm --threads 1"
     python benches/bench.py --help                          in an environment that has the peers
 
-Every case is a round robin: in each round every contestant is timed once, in rotating order, so
-that whatever else the machine does meets all of them alike. A ratio is the median over the rounds
+In each round of a case every contestant is timed once, in an order drawn anew, so that whatever
+else the machine does meets all of them alike. A ratio is the median over the rounds
 of the peer's time divided by ours in the same round. A contestant whose answers differ from ours is
 named and not timed.
 
@@ -152,7 +152,7 @@ def time_all(todo: Sequence[Case], terms: Terms, log: TextIO) -> tuple[list[Resu
             left = left[1:]
     for case in (case for case in todo if case.suite == "memory"):
         others = [peer for peer in peers.rivals(case) if peer in terms.peers]
-        for name in ("rnncore", "checkpoints", *others):
+        for name in (*case.distances, *others):
             for packed in ask([case], replace(terms, peers=[name])):
                 memory.append(Memory(**packed))
                 print(report.memory_line(memory[-1]), file=log, flush=True)

@@ -57,6 +57,7 @@ WIDE_SHAPES = tuple(
 DENORMAL_SHAPES = (Shape(200, 1, 16, 64), Shape(200, 32, 16, 64))
 NEIGHBOUR_SHAPES = (SHAPES[2], SHAPES[3], SHAPES[5], SHAPES[6])
 SWEEP_SHAPE = Shape(20, 70, 64, 128)  # every batch size up to its B
+# At so many rows backward makes segments between checkpoints again one by one, not in groups.
 MEMORY_SHAPES = (Shape(100, 64, 256, 256), Shape(50, 64, 512, 512))
 STREAM_STEPS = 20  # steps that a streaming contestant is proved on
 
@@ -97,6 +98,16 @@ class Case:
     def checkpoint(self) -> int:
         """The distance of checkpoints that keeps least: the root of T."""
         return max(1, round(math.sqrt(self.shape.T)))
+
+    @property
+    def half(self) -> int:
+        """The distance of checkpoints that makes two segments."""
+        return -(-self.shape.T // 2)
+
+    @property
+    def distances(self) -> dict[str, int | None]:
+        """Of our processes whose memory is taken, by name: the distance of checkpoints."""
+        return {"rnncore": None, "checkpoints": self.checkpoint, "two segments": self.half}
 
     def of(self, cell: str, work: str) -> Case:
         """Return the case of another cell and work."""
@@ -327,8 +338,10 @@ def cases(suite: str, choice: Choice) -> list[Case]:
         "checkpoint": lambda: _special(choice, suite, ["training"], SHAPES, gated, [1, 2]),
         "denormals": lambda: _special(choice, suite, ["training"], DENORMAL_SHAPES, ["lstm"], [1]),
         "sweep": lambda: _special(choice, suite, both, [SWEEP_SHAPE], ["lstm"], [1, 2]),
-        "scaling": lambda: _special(choice, suite, both, SHAPES, gated, several),
-        "neighbour": lambda: _special(choice, suite, both, NEIGHBOUR_SHAPES, ["lstm"], several),
+        "scaling": lambda: _special(choice, suite, both, SHAPES, list(LAYERS), several),
+        "neighbour": lambda: _special(
+            choice, suite, both, NEIGHBOUR_SHAPES, ["lstm", "rnn"], several
+        ),
         "prototype": lambda: _prototype(choice, suite),
         "memory": lambda: _special(choice, suite, ["training"], MEMORY_SHAPES, gated, [1]),
     }

@@ -20,7 +20,13 @@ from rnncore import _core
 PEAK_ROUNDS = 400_000  # two or three milliseconds of multiply-adds
 REPEATS = 256  # steps in one call of the bare step
 BFLOAT16_TOLERANCE = 0.02  # of the largest value; weights keep 8 bits
-TAPE_CELLS = {"lstm": rc.LSTM, "gru": rc.GRU, "rnn": rc.RNN, "mgu": rc.MGU}
+TAPE_CELLS: dict[str, Callable[..., Any]] = {
+    "lstm": rc.LSTM,
+    "gru": rc.GRU,
+    "rnn": rc.RNN,
+    "mgu": rc.MGU,
+    "mgu, reset after": partial(rc.MGU, reset_after=True),
+}
 # Ends with the process that started it, whatever becomes of that.
 BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
@@ -222,9 +228,11 @@ def _neighbour(stack: ExitStack, problem: Problem) -> list[Contestant]:
     def beside(threads: int, busy: bool) -> Iterator[None]:
         if busy:
             process.send_signal(signal.SIGCONT)
-        with settings(threads=threads):
-            yield
-        process.send_signal(signal.SIGSTOP)
+        try:
+            with settings(threads=threads):
+                yield
+        finally:
+            process.send_signal(signal.SIGSTOP)
 
     entries = []
     for busy, suffix in ((False, ""), (True, " (busy)")):

@@ -30,13 +30,6 @@ PEERS = {
     "onnxruntime": ("onnxruntime", "onnx"),
     "openvino": ("openvino", "onnx"),
 }
-# Who packs its weights once is held against the frozen layer.
-OPPONENTS = {
-    "torch": "rnncore",
-    "jax": "rnncore",
-    "onnxruntime": "frozen",
-    "openvino": "frozen",
-}
 ONNX_OPSET = 17
 
 

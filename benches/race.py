@@ -1,7 +1,8 @@
 """One race: whoever takes part in a case is proved, and then timed in turns.
 
-In each round every contestant is timed once, in rotating order, so that whatever else the machine
-does meets all of them alike. Who gives other answers is named and not timed.
+In each round every contestant is timed once, in an order drawn anew, so that whatever else the
+machine does, and whatever a contestant leaves in the caches, meets all of them alike. Who gives
+other answers is named and not timed.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import ours
@@ -29,6 +31,7 @@ SAMPLE_SECONDS = 0.003  # a sample repeats a short call for about so long
 # Beside a busy neighbour a sample is many slices of the scheduler's, or it is luck.
 NEIGHBOUR_SAMPLE_SECONDS = 0.1
 LONG_CALL_SECONDS = 0.02  # from here on a call warms itself: no untimed call before a sample
+ORDER_SEED = 3  # the orders of the rounds are the same in every run
 CROWD = 7  # a case of more contestants has more time
 
 
@@ -89,9 +92,10 @@ def assemble(case: Case, peer_names: Sequence[str], program: str | None, stack: 
     """Return the field of a case; the stack ends what it started."""
     problem = Problem(case)
     own = ours.contestants(problem, stack)
-    truth = Truth(own[0].answers(), case.tolerance)
-    found = Field(entries=own[:1])
-    for entry in own[1:]:
+    with own[0].around():
+        truth = Truth(own[0].answers(), case.tolerance)
+    found = Field()
+    for entry in own:
         found.admit(entry.name, lambda entry=entry: [entry], truth)  # type: ignore[misc]
     for peer in peers.rivals(case):
         if peer in peer_names:
@@ -138,6 +142,13 @@ def count_rounds(cost: float, seconds: float) -> int:
     return min(MAX_ROUNDS, max(least, int(seconds / cost)))
 
 
+def orders(count: int, rounds: int) -> Iterator[list[int]]:
+    """Yield the order of each round, drawn so that nobody always follows the same contestant."""
+    rng = np.random.default_rng(ORDER_SEED)
+    for _ in range(rounds):
+        yield rng.permutation(count).tolist()
+
+
 def measure(found: Field, seconds: float, sample_seconds: float) -> dict[str, list[float]]:
     """Return seconds per piece of work, round by round."""
     entries, clocks = found.entries, found.clocks
@@ -150,14 +161,17 @@ def measure(found: Field, seconds: float, sample_seconds: float) -> dict[str, li
         start = time.perf_counter()
         times.update({name: [] for name in clock.read()})
         cost += time.perf_counter() - start
+
+    def turn(entry: Contestant) -> Mapping[str, float]:
+        return {entry.name: sample(entry, calls[entry.name], warm[entry.name])}
+
+    turns: list[Callable[[], Mapping[str, float]]] = [partial(turn, entry) for entry in entries]
+    turns += [clock.read for clock in clocks]
     gc.collect()
     gc.disable()
-    for turn in range(count_rounds(cost, seconds * max(1.0, len(times) / CROWD))):
-        first = turn % len(entries)
-        for entry in (*entries[first:], *entries[:first]):
-            times[entry.name].append(sample(entry, calls[entry.name], warm[entry.name]))
-        for clock in clocks:
-            for name, one in clock.read().items():
+    for order in orders(len(turns), count_rounds(cost, seconds * max(1.0, len(times) / CROWD))):
+        for place in order:
+            for name, one in turns[place]().items():
                 times[name].append(one)
     gc.enable()
     return times
@@ -184,7 +198,7 @@ def time_case(
 def train_memory(case: Case, name: str) -> Memory:
     """Train three times in this process and return what it took, at its peak."""
     problem = Problem(case)
-    own = {"rnncore": None, "checkpoints": case.checkpoint}
+    own = case.distances
     if name in own:
         entry = ours.training(problem, checkpoint=own[name])
     else:

@@ -41,8 +41,8 @@ TABLED = ("grid", "float64", "ragged", "bidirectional", "step")
 MARKERS = ("<!-- bench -->\n", "<!-- /bench -->\n")
 BUSY_LOAD = 0.5  # other work at the start, in cores, from which on the page warns
 CSV_HEAD = (
-    "suite", "work", "cell", "T", "B", "I", "H", "dtype", "threads",
-    "contestant", "flops", "round", "seconds",
+    "suite", "work", "cell", "T", "B", "I", "H", "num_layers", "bidirectional", "dtype", "threads",
+    "level", "contestant", "flops", "round", "seconds",
 )  # fmt: skip
 
 
@@ -315,7 +315,7 @@ def readme_section(
 ) -> str:
     """Return what the README says of a run: the command, the machine, and the tables in short."""
     parts = [_block([machine, *peak_lines(results)])]
-    rows = list(target_rows(one for one in findings(results) if one.target.peer in PEERS))
+    rows = list(target_rows(findings(results)))
     if rows:
         parts.append(table(TARGET_HEAD, rows))
     compared = [result.ratio(p, OPPONENTS[p]) for result in results for p in rivals(result)]
@@ -344,14 +344,20 @@ def between_markers(text: str, section: str) -> str:
 # ---- Files ---------------------------------------------------------------------------------------
 
 
+def case_key(case: Case) -> tuple[object, ...]:
+    """Return the columns that tell a case from every other; an empty level is the one in use."""
+    stack = (case.num_layers, int(case.bidirectional))
+    what = (case.suite, case.work, case.cell)
+    return (*what, *case.shape, *stack, case.dtype, case.threads, case.level)
+
+
 def write_csv(path: Path, results: Iterable[Result]) -> None:
     """Write every sample: seconds per call, by contestant and round."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(CSV_HEAD)
         for result in results:
-            case = result.case
-            key = (case.suite, case.work, case.cell, *case.shape, case.dtype, case.threads)
+            key = case_key(result.case)
             for name, times in result.seconds.items():
                 for turn, seconds in enumerate(times):
                     writer.writerow((*key, name, int(result.flops[name]), turn, f"{seconds:.9g}"))

@@ -6,12 +6,12 @@ any other number with a bound. Both count only what was timed, and say how much 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import ours
-from cases import LAYERS, Case, Choice, Memory, Result, Shape, cases, vector_levels
+from cases import GATES, LAYERS, Case, Choice, Memory, Result, Shape, cases, vector_levels
 from peers import PEERS
 
 NOISE = 0.03  # what a floor of 1.0 allows
@@ -191,7 +191,7 @@ SHARES = (
 RUST_STEP = {"avx2": 0.30, "avx512": 0.25}
 OVERHEAD = 0.7  # microseconds that a step takes more from Python
 # Values that a tape holds per unit, row and step.
-TAPE_VALUES = {"lstm": 6, "gru": 5, "rnn": 1, "mgu": 4}
+TAPE_VALUES = {"lstm": 6, "gru": 5, "rnn": 1, "mgu": 4, "mgu, reset after": 4}
 
 
 def checks(results: Iterable[Result], level: str) -> Iterator[Check]:
@@ -312,11 +312,33 @@ def memory_checks(memory: Sequence[Memory]) -> Iterator[Check]:
         for cell, most in TAPE_VALUES.items():
             title = f"values on the tape per unit, row and step, {cell}"
             yield Check(title, "any shape", ours.tape_values(cell), most, True)
-    whole = {entry.case: entry.tape for entry in memory if entry.name == "rnncore"}
+    own: dict[Case, dict[str, Memory]] = {}
     for entry in memory:
-        if entry.name == "checkpoints" and whole.get(entry.case):
-            T, k = entry.case.shape.T, entry.case.checkpoint
-            # What stays on the tape, and the steps between two checkpoints while they are redone.
-            steps = T * entry.tape / whole[entry.case] + k
+        own.setdefault(entry.case, {})[entry.name] = entry
+    for case, found in own.items():
+        if found.keys() >= case.distances.keys():
+            T, k = case.shape.T, case.checkpoint
             title = f"steps' worth of gates with checkpoint={k}, T = {T}"
-            yield Check(title, place(entry.case), steps, T / k + k, True)
+            yield Check(title, place(case), gate_steps(case, found), T / k + k, True)
+
+
+def gate_steps(case: Case, found: Mapping[str, Memory]) -> float:
+    """Return for how many steps backward holds gates, with checkpoints, by the resident memory.
+
+    Beside what the tape holds, a step of the segment made again counts for as much as each step
+    adds to the peak when segments are longer. That would miss segments that stay once made again,
+    of whatever length; so it is no less than T without the steps saved beside the whole tape.
+    """
+    T, _, I, H = case.shape
+    whole, kept, halves = (found[name] for name in case.distances)
+    step = whole.tape / T
+
+    def more(one: Memory, other: Memory) -> float:
+        return ((one.peak - one.before) - (other.peak - other.before)) / step
+
+    held, held_by_halves = kept.tape / step, halves.tape / step
+    longer = case.half - case.checkpoint
+    each = (more(halves, kept) - (held_by_halves - held)) / longer
+    # Whoever makes steps again holds the packed weights of both passes.
+    weights = GATES[case.cell] * H * (I + H) * np.dtype(case.dtype).itemsize / step
+    return max(held + case.checkpoint * each, T - more(whole, kept) - weights)

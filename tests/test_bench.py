@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,8 @@ import prototype
 import pytest
 import report
 from cases import LAYERS, PEAK, SHAPES, SUITES, Case, Choice, Memory, Result, Shape, cases
-from race import FEW_ROUNDS, MAX_ROUNDS, MIN_ROUNDS, count_rounds, disagreement
-from targets import TAPE_VALUES, Check, Target, checks, findings, sweep_dip
+from race import FEW_ROUNDS, MAX_ROUNDS, MIN_ROUNDS, count_rounds, disagreement, orders
+from targets import TAPE_VALUES, Check, Target, checks, findings, memory_checks, sweep_dip
 
 import rnncore as rc
 from rnncore import _core
@@ -93,6 +94,15 @@ def test_rounds_follow_the_budget_within_bounds() -> None:
     assert count_rounds(cost=0.001, seconds=2) == MAX_ROUNDS
     assert count_rounds(cost=1, seconds=2) == MIN_ROUNDS
     assert count_rounds(cost=10, seconds=2) == FEW_ROUNDS
+
+
+def test_a_round_is_everybody_once_and_nobody_always_follows_the_same() -> None:
+    found = list(orders(4, MAX_ROUNDS))
+    assert all(sorted(order) == [0, 1, 2, 3] for order in found)
+    for who in range(4):
+        before = {order[order.index(who) - 1] for order in found if order[0] != who}
+        assert before == {0, 1, 2, 3} - {who}
+    assert found == list(orders(4, MAX_ROUNDS))
 
 
 # ---- Targets -------------------------------------------------------------------------------------
@@ -219,6 +229,24 @@ def test_a_tape_holds_no_more_values_than_promised(cell: str) -> None:
     assert ours.tape_values(cell) <= TAPE_VALUES[cell]
 
 
+@pytest.mark.parametrize(
+    ("at_once", "steps"), [(1, 13.0), (2, 23.0), (None, 100.0)], ids=["one", "two", "all"]
+)
+def test_gates_held_with_checkpoints_are_measured(at_once: int | None, steps: float) -> None:
+    """A backward pass that holds one segment at a time, two, and all that it made again."""
+    case = Case("memory", "lstm", "training", Shape(100, 64, 256, 256), 1)
+    step, other = 400_000, 30_000_000
+    weights = 4 * 256 * 512 * 4
+    memory = [Memory(case, "rnncore", 7, 7 + other + 100 * step, 100 * step)]
+    for name, k in (("checkpoints", 10), ("two segments", 50)):
+        tape = 30 * step // k
+        again = (100 if at_once is None else at_once * k) * step - (at_once is None) * tape
+        memory.append(Memory(case, name, 9, 9 + other + weights + tape + again, tape))
+    (found,) = (check for check in memory_checks(memory) if check.promise.startswith("steps'"))
+    assert found.found == pytest.approx(steps)
+    assert found.met is (at_once == 1)
+
+
 # ---- Pages ---------------------------------------------------------------------------------------
 
 
@@ -258,6 +286,15 @@ def test_the_readme_gets_the_tables_between_its_markers() -> None:
     assert once.endswith(page[page.index("<!-- /bench -->") :])
 
 
+def test_the_readme_shows_how_we_stand_beside_a_prototype() -> None:
+    level = rc.levels()[-1]
+    (case, *_) = cases("prototype", EVERYTHING)
+    name = f"{level} lstm training"
+    run = [result(case, **{name: 1.0, f"prototype {name}": 0.9})]
+    section = report.readme_section("a machine", run, [], None)
+    assert f"| training, {level} | prototype | 1 | 1 of 16 | 0.90 (lstm {case.shape})" in section
+
+
 def test_a_page_without_its_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="expected one <!-- bench -->"):
         report.between_markers("no markers", "text")
@@ -274,6 +311,20 @@ def test_rates_of_a_prototype_are_read_from_its_line() -> None:
         "avx512 gru inference": 66.6,
         "avx512 gru training": 67.2,
     }
+
+
+def test_every_row_of_the_samples_has_a_key_of_its_own(tmp_path: Path) -> None:
+    everything = [case for suite in SUITES for case in cases(suite, EVERYTHING)]
+    deep = replace(SMALL, num_layers=2, bidirectional=True)
+    path = tmp_path / "bench.csv"
+    report.write_csv(path, [result(case, rnncore=1.0) for case in (*everything, deep)])
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3 * (len(everything) + 1)  # the peak has rows too
+    keys = {tuple(row[name] for name in row if name not in ("flops", "seconds")) for row in rows}
+    assert len(keys) == len(rows)
+    (last,) = {(row["num_layers"], row["bidirectional"], row["level"]) for row in rows[-6:]}
+    assert last == ("2", "1", "")
 
 
 # ---- Hooks ---------------------------------------------------------------------------------------
