@@ -483,6 +483,15 @@ def test_rows_are_taken_from_every_form_of_data(kind: str) -> None:
     np.testing.assert_allclose(other.validation, plain.validation, rtol=1e-5)
 
 
+def baseline(x: Any, reals: Any, loss: str) -> float | None:
+    """Return the baseline of a curve of a small regressor."""
+    curve = rc.diagnosis.learning_curve(
+        lambda: rc.Sequential(rc.RNN(2, 3, seed=0), rc.Pooling("mean"), rc.Linear(3, 1, seed=0)),
+        x, reals, sizes=(1.0,), folds=3, loss=loss, epochs=1,
+    )  # fmt: skip
+    return curve.baseline
+
+
 def test_folds_of_classes_are_stratified_and_others_are_not() -> None:
     """Seen in what training is given: a rare class that is in every fold."""
     x, _ = signs(30)
@@ -498,24 +507,15 @@ def test_folds_of_classes_are_stratified_and_others_are_not() -> None:
     )
     assert seen == [2, 1] * 3
     reals = drawn(30, 1)
-    curve = rc.diagnosis.learning_curve(
-        lambda: rc.Sequential(rc.RNN(2, 3, seed=0), rc.Pooling("mean"), rc.Linear(3, 1, seed=0)),
-        x, reals, sizes=(1.0,), folds=3, loss="mse", epochs=1,
-    )  # fmt: skip
-    assert curve.baseline == rc.constant_loss(reals, "mse")
+    assert baseline(x, reals, "mse") == rc.constant_loss(reals, "mse")
 
 
 def test_every_named_loss_of_fit_has_a_constant_and_so_a_baseline() -> None:
     y: dict[str, Any] = {"cross_entropy": [0, 1, 1], "binary_cross_entropy": [0.0, 1.0, 1.0]}
     for loss in LOSSES:
         assert rc.constant_loss(y.get(loss, [0.0, 2.5, 5.0]), loss) > 0
-    x, _ = signs(12)
     reals = drawn(12, 1)
-    curve = rc.diagnosis.learning_curve(
-        lambda: rc.Sequential(rc.RNN(2, 3, seed=0), rc.Pooling("mean"), rc.Linear(3, 1, seed=0)),
-        x, reals, sizes=(1.0,), folds=3, loss="huber", epochs=1,
-    )  # fmt: skip
-    assert curve.baseline == rc.constant_loss(reals, "huber")
+    assert baseline(signs(12)[0], reals, "huber") == rc.constant_loss(reals, "huber")
 
 
 def test_every_value_of_a_curve_has_a_verdict() -> None:

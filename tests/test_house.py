@@ -303,7 +303,7 @@ MAY_IMPORT = {
         "sequential",
         "training",
     },
-    "diagnosis": {"batches", "evaluation", "layers", "parameters", "training"},
+    "diagnosis": {"batches", "evaluation", "layers", "losses", "parameters", "training"},
     "plot": {
         "diagnosis",
         "layers",

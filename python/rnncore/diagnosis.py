@@ -16,6 +16,7 @@ import numpy as np
 
 from .evaluation import Adapter, evaluate, taken
 from .layers import GRU, LSTM, MGU, RNN
+from .losses import huber
 from .parameters import (
     as_choice,
     as_integer_array,
@@ -241,7 +242,7 @@ _CONSTANT: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "binary_cross_entropy": lambda y: _entropy(y.mean(0)) + _entropy(1 - y.mean(0)),
     "mse": lambda y: y.var(0),
     "mae": lambda y: abs(y - np.median(y, 0)).mean(0),
-    "huber": lambda y: _huber(y - _huber_middle(y)).mean(0),
+    "huber": lambda y: np.array(huber(np.broadcast_to(_huber_middle(y), y.shape), y)[0]),
 }
 
 
@@ -291,15 +292,8 @@ def _entropy(shares: NDArray[Any]) -> NDArray[Any]:
     return result
 
 
-def _huber(d: NDArray[Any]) -> NDArray[Any]:
-    """Return the losses of differences, those of ``losses.huber``."""
-    c = np.clip(d, -1.0, 1.0)
-    result: NDArray[Any] = c * (d - c / 2)
-    return result
-
-
 def _huber_middle(y: NDArray[Any]) -> NDArray[Any]:
-    """Return the constants (K,) nearest to y (N, K) in that loss, by halving where they can be."""
+    """Return the constants (K,) with the least Huber loss on y (N, K), by halving."""
     low, high = y.min(0), y.max(0)
     for _ in range(64):
         middle = low + (high - low) / 2

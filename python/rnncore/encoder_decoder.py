@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import serialization
 from .decoding import beam_search, generate, rows_of_state
 from .parameters import Parameters, as_flag, as_size, as_text
 from .protocol import Interface, reads_back
 from .sequential import Sequential, SequentialTape
-from .serialization import Path, under
+from .serialization import Storable, under
 from .tape import SavedTape, opened
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class EncoderDecoderTape(SavedTape[_Saved]):
         return {"encoder": read.gates(), "decoder": written.gates()}
 
 
-class EncoderDecoder:
+class EncoderDecoder(Storable):
     """An encoder whose final state starts a decoder (Sutskever, Vinyals and Le, 2014).
 
     Parameters
@@ -354,64 +353,6 @@ class EncoderDecoder:
         stream.state = rows_of_state(state, np.repeat(np.arange(rows), width))
         found = beam_search(stream, np.full(rows, start), length, width=width, end=end, alpha=alpha)
         return [best[0].codes for best in found]
-
-    def save(self, path: Path) -> None:
-        """Save all parameters to a safetensors file, whole or not at all.
-
-        The file also has what the layers need to continue exactly: seeds and call numbers of their
-        dropout masks. It is that of ``rnncore.save(path, model)``.
-
-        Parameters
-        ----------
-        path : str, bytes or path-like
-            The file to write.
-
-        Raises
-        ------
-        TypeError
-            If ``path`` is no path.
-        OSError
-            If the file cannot be written; an existing one is unchanged.
-        """
-        serialization.save(path, self)
-
-    def load(self, path: Path) -> None:
-        """Load all parameters from a safetensors file, or change nothing and raise.
-
-        Parameters
-        ----------
-        path : str, bytes or path-like
-            The file to read. It must have exactly the names and shapes of ``params``.
-
-        Raises
-        ------
-        TypeError
-            If ``path`` is no path.
-        ValueError
-            If it is no valid safetensors file or does not fit.
-        OSError
-            If the file cannot be read.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> import rnncore as rc
-        >>> a, b = (
-        ...     rc.EncoderDecoder(
-        ...         rc.Sequential(rc.Embedding(9, 4), rc.GRU(4, 8)),
-        ...         rc.Sequential(rc.Embedding(7, 4), rc.GRU(4, 8), rc.Linear(8, 7)),
-        ...     )
-        ...     for _ in range(2)
-        ... )
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     a.save(Path(folder) / "model.safetensors")
-        ...     b.load(Path(folder) / "model.safetensors")
-        >>> name = "decoder.2.weight"
-        >>> bool((a.params[name] == b.params[name]).all())
-        True
-        """
-        serialization.load(path, into=self)
 
     def _greedy(
         self, state: dict[str, Any], rows: int, symbols: tuple[int, int, int]

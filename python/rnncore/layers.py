@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import (
@@ -197,7 +198,7 @@ class Tape:
         refuse_copy(self)
 
 
-class _Recurrent(Generic[State]):
+class _Recurrent(ABC, Generic[State]):
     """Stacked, optionally bidirectional recurrent layers: everything but the cell's equations.
 
     A subclass names the cell, its gates and its state, and says how a state looks from outside.
@@ -773,13 +774,13 @@ class _Recurrent(Generic[State]):
         check_shape(name, array, (parts, rows, H), "(L*D, B, H)")
         return array
 
+    @abstractmethod
     def _members(self, name: str, state: Any, rows: int | None) -> tuple[Any, ...]:
         """Convert and check a state, into a tuple of arrays in the order of ``_states``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _state(self, members: tuple[Array, ...]) -> State:
         """Turn a tuple of arrays into a state as the user sees it."""
-        raise NotImplementedError
 
     def _outputs(
         self, y: Array, members: tuple[Array, ...], rows: int | None

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from . import serialization
 from .parameters import (
     Parameters,
     as_flag,
@@ -26,13 +25,12 @@ from .parameters import (
     check_names,
 )
 from .protocol import Context, Interface, Layer, Stream, StreamBase, Traced
-from .serialization import Stateful, under
+from .serialization import Stateful, Storable, under
 from .tape import Gated, SavedTape, opened
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from .serialization import Path
 
 __all__ = ["FrozenSequential", "Sequential", "SequentialGradients", "SequentialTape"]
 
@@ -124,7 +122,7 @@ class SequentialTape(SavedTape[_Saved]):
         return {name: gates for name, gates in found.items() if gates}
 
 
-class Sequential:
+class Sequential(Storable):
     """Layers one after the other: what one returns is what the next one takes.
 
     Parameters
@@ -469,58 +467,6 @@ class Sequential:
             except ValueError as error:
                 raise ValueError(f"layers[{name!r}]: {error}") from None
         return FrozenSequential(streams, self._fit, rows, repr(self))
-
-    def save(self, path: Path) -> None:
-        """Save all parameters to a safetensors file, whole or not at all.
-
-        The file also has what the layers need to continue exactly: seeds and call numbers of their
-        dropout masks. It is that of ``rnncore.save(path, model)``, and of
-        ``rnncore.save(path, model.layers)``.
-
-        Parameters
-        ----------
-        path : str, bytes or path-like
-            The file to write.
-
-        Raises
-        ------
-        TypeError
-            If ``path`` is no path.
-        OSError
-            If the file cannot be written; an existing one is unchanged.
-        """
-        serialization.save(path, self)
-
-    def load(self, path: Path) -> None:
-        """Load all parameters from a safetensors file, or change nothing and raise.
-
-        Parameters
-        ----------
-        path : str, bytes or path-like
-            The file to read. It must have exactly the names and shapes of ``params``.
-
-        Raises
-        ------
-        TypeError
-            If ``path`` is no path.
-        ValueError
-            If it is no valid safetensors file or does not fit.
-        OSError
-            If the file cannot be read.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> import rnncore as rc
-        >>> a, b = (rc.Sequential(rc.GRU(3, 4), rc.Linear(4, 2)) for _ in range(2))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     a.save(Path(folder) / "model.safetensors")
-        ...     b.load(Path(folder) / "model.safetensors")
-        >>> bool((a.params["1.weight"] == b.params["1.weight"]).all())
-        True
-        """
-        serialization.load(path, into=self)
 
     # ------------------------------------------------- through the layers
 

@@ -153,6 +153,62 @@ def load(path: Path, *, into: Tree | None = None) -> dict[str, NDArray[Any]] | N
     return None
 
 
+class Storable:
+    """What models share that are a file of their own."""
+
+    def save(self: Parametrized, path: Path) -> None:
+        """Save all parameters to a safetensors file, whole or not at all.
+
+        The file also has what the layers need to continue exactly: seeds and call numbers of their
+        dropout masks. It is that of ``rnncore.save(path, model)``, and for a ``Sequential`` that of
+        ``rnncore.save(path, model.layers)``.
+
+        Parameters
+        ----------
+        path : str, bytes or path-like
+            The file to write.
+
+        Raises
+        ------
+        TypeError
+            If ``path`` is no path.
+        OSError
+            If the file cannot be written; an existing one is unchanged.
+        """
+        save(path, self)
+
+    def load(self: Parametrized, path: Path) -> None:
+        """Load all parameters from a safetensors file, or change nothing and raise.
+
+        Parameters
+        ----------
+        path : str, bytes or path-like
+            The file to read. It must have exactly the names and shapes of ``params``.
+
+        Raises
+        ------
+        TypeError
+            If ``path`` is no path.
+        ValueError
+            If it is no valid safetensors file or does not fit.
+        OSError
+            If the file cannot be read.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import rnncore as rc
+        >>> a, b = (rc.Sequential(rc.GRU(3, 4), rc.Linear(4, 2)) for _ in range(2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     a.save(Path(folder) / "model.safetensors")
+        ...     b.load(Path(folder) / "model.safetensors")
+        >>> bool((a.params["1.weight"] == b.params["1.weight"]).all())
+        True
+        """
+        load(path, into=self)
+
+
 def under(prefix: str, state: Mapping[str, str]) -> dict[str, str]:
     """Return what stands under a prefix, without it: one layer's part of an extra state."""
     return {k.removeprefix(prefix): text for k, text in state.items() if k.startswith(prefix)}

@@ -8,6 +8,7 @@ The module needs scikit-learn: ``pip install rnncore[sklearn]``.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -1250,7 +1251,7 @@ def _sums(
 # ---- Ensembles -----------------------------------------------------------------------------------
 
 
-class _Averaging(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
+class _Averaging(MetaEstimatorMixin, BaseEstimator, ABC):  # type: ignore[misc]
     """What the ensembles share: members trained side by side."""
 
     def __init__(
@@ -1268,9 +1269,9 @@ class _Averaging(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         self.n_jobs = n_jobs
         self.random_state = random_state
 
+    @abstractmethod
     def _default(self) -> Any:
         """Return the estimator that None stands for."""
-        raise NotImplementedError
 
     def _member(self) -> Any:
         return self._default() if self.estimator is None else self.estimator
