@@ -935,7 +935,11 @@ def test_several_inputs_share_their_rows_alone() -> None:
     model = rc.EncoderDecoder(
         rc.Sequential({"in": rc.Embedding(7, 4, seed=0), "gru": rc.GRU(4, 8, seed=1)}),
         rc.Sequential(
-            {"in": rc.Embedding(7, 4, seed=2), "gru": rc.GRU(4, 8, seed=3), "out": rc.Linear(8, 7)}
+            {
+                "in": rc.Embedding(7, 4, seed=2),
+                "gru": rc.GRU(4, 8, seed=3),
+                "out": rc.Linear(8, 7, seed=4),
+            }
         ),
     )
     history = rc.fit(
