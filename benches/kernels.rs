@@ -32,10 +32,11 @@ use rnncore::cell::{
     Update,
 };
 use rnncore::gemm::kernel::{Begin, Joint, MAX_VECTORS, Product, Rows, Term, max_rows, multiply};
+use rnncore::gemm::pack::{Panels, columns_per_panel};
 use rnncore::gemm::row::{GateProduct, RowProduct, add_row, multiply_row};
 use rnncore::layer::{BackwardOptions, CellKind, ForwardOptions, Frozen, Stack, Storage, Tape};
 use rnncore::math::{sigmoid, tanh};
-use rnncore::parallel::Watch;
+use rnncore::parallel::{Team, Watch};
 use rnncore::peak::multiply_adds;
 use rnncore::simd::{Element, Kernel, Level, Simd, Vector};
 
@@ -276,8 +277,7 @@ fn panel_row<const Q: usize, const P: usize>(
 struct GateRow<'a> {
     gates: usize,
     a: &'a [f32],
-    matrix: &'a [f32],
-    columns: usize,
+    panels: &'a Panels<f32>,
     sums: &'a mut [f32],
 }
 
@@ -288,11 +288,9 @@ impl Kernel<f32> for GateRow<'_> {
     fn run<S: Simd<f32>>(self, s: S) {
         let product = GateProduct {
             gates: self.gates,
-            depth: self.a.len() / self.gates,
             a: self.a,
-            matrix: self.matrix,
-            stride: self.columns,
-            columns: self.columns,
+            panels: self.panels,
+            range: 0..self.panels.count(),
             sums: self.sums,
         };
         multiply_row(s, product);
@@ -303,17 +301,28 @@ impl Kernel<f32> for GateRow<'_> {
 fn gate_row(group: &mut BenchmarkGroup<'_, WallTime>, level: Level, gates: usize, hidden: usize) {
     let rows = gates * hidden;
     let (a, matrix) = (numbers(rows), numbers(rows * hidden));
-    // Room for whole vectors is what a streamed matrix asks for: all of them divide `hidden`.
-    let mut sums = vec![0.0; rows];
+    let watch = Watch::unattended();
+    let (team, (lanes, registers)) = (Team::assemble(1, &watch), f32::dispatch(level, Ask));
+    let blocks: Vec<usize> = (0..gates).collect();
+    let panels = Panels::by_column(
+        &team,
+        &matrix,
+        &blocks,
+        (hidden, hidden),
+        lanes,
+        columns_per_panel(registers),
+    )
+    .expect("memory");
+    // Whole vectors: all of them divide `hidden`.
+    let mut sums = vec![0.0; hidden];
     let run = |sums: &mut [f32]| {
-        let (a, matrix, columns) = (&a, &matrix, hidden);
+        let (a, panels) = (&a, &panels);
         f32::dispatch(
             level,
             GateRow {
                 gates,
                 a,
-                matrix,
-                columns,
+                panels,
                 sums,
             },
         );
@@ -324,7 +333,7 @@ fn gate_row(group: &mut BenchmarkGroup<'_, WallTime>, level: Level, gates: usize
         (0..rows).map(term).sum()
     };
     let expected: Vec<f64> = (0..hidden).map(sum).collect();
-    assert_near(&sums[..hidden], &expected, 1e-5, level.name());
+    assert_near(&sums, &expected, 1e-5, level.name());
     group.throughput(Throughput::Elements((2 * rows * hidden) as u64));
     let name = format!("{gates} gates/{hidden}");
     group.bench_function(name, |bencher| bencher.iter(|| run(black_box(&mut sums))));
@@ -339,7 +348,6 @@ fn row_kernels(criterion: &mut Criterion) {
         panel_row::<4, 3>(group, level);
         panel_row::<2, 4>(group, level);
         for gates in [1, 3, 4] {
-            // By columns, and streamed.
             gate_row(group, level, gates, 128);
             gate_row(group, level, gates, 512);
         }

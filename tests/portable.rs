@@ -21,6 +21,7 @@ use problem::{CELLS, Case, Setup, assert_close, assert_same, compute, tolerance}
 use products::{From, Join, Operands, Tile, Walk, every_gate_product, every_row, every_tile};
 use rnncore::error::{Error, Result};
 use rnncore::gemm::kernel::{MAX_VECTORS, max_rows};
+use rnncore::gemm::pack::Panels;
 use rnncore::gemm::relay::{Relay, RelayEnd};
 use rnncore::gemm::row::{GateProduct, RowProduct, add_row, multiply_row};
 use rnncore::gemm::strips::Strips;
@@ -914,54 +915,30 @@ fn row_products_beyond_their_operands_panic() {
 
 #[test]
 fn gate_products_beyond_their_operands_panic() {
-    const FAR: usize = usize::MAX;
     let lanes = <Portable as Simd<f32>>::LANES;
-    let refused = |lens: [usize; 3], [gates, depth, stride, columns]: [usize; 4]| {
-        let [a, matrix, mut sums] = lens.map(|len| vec![0f32; len]);
+    let (watch, columns) = (Watch::unattended(), 3 * lanes);
+    let (team, matrix) = (Team::assemble(1, &watch), vec![0f32; 2 * 3 * columns]);
+    let panels =
+        Panels::by_column(&team, &matrix, &[0, 1], (3, columns), lanes, 2).expect("memory");
+    let refused = |gates, row: usize, range, room: usize| {
+        let (a, mut sums) = (vec![0f32; row], vec![0f32; room]);
         let product = GateProduct {
             gates,
-            depth,
             a: &a,
-            matrix: &matrix,
-            stride,
-            columns,
+            panels: &panels,
+            range,
             sums: &mut sums,
         };
         panics(|| multiply_row(Portable, product))
     };
-    // By columns, and streamed: there a row of sums for each gate.
-    let (columns, wide) = (2 * lanes - 1, (512 << 10) / 4);
-    let cases = [
-        ([6, 5 * 9 + columns, columns], [2, 3, 9, columns]),
-        ([6, 5 * wide + columns, 4 * lanes], [2, 3, wide, columns]),
-    ];
-    for (lens, sizes) in cases {
-        assert!(!refused(lens, sizes), "{sizes:?}");
-        for operand in 0..3 {
-            let mut lens = lens;
-            lens[operand] -= 1;
-            assert!(refused(lens, sizes), "{sizes:?}, operand {operand}");
-        }
-        let [gates, depth, stride, _] = sizes;
-        for sizes in [
-            [0, depth, stride, columns],
-            [3, depth, stride, columns],
-            [5, 0, stride, columns],
-            [gates, depth + 1, stride, columns],
-            [gates, FAR, stride, columns],
-            [gates, depth, columns - 1, columns],
-            [gates, depth, stride + 1, columns],
-            [gates, depth, FAR, columns],
-            [gates, depth, stride, FAR],
-        ] {
-            assert!(refused(lens, sizes), "{sizes:?}");
-        }
+    assert!(!refused(2, 6, 0..2, columns));
+    assert!(!refused(3, 6, 0..2, columns) && !refused(1, 6, 1..2, lanes));
+    assert!(refused(2, 5, 0..2, columns) && refused(1, 5, 0..2, columns));
+    assert!(refused(2, 6, 0..2, columns - 1) && refused(2, 6, 1..2, lanes - 1));
+    assert!(refused(2, 6, 0..3, 2 * columns) && refused(2, 6, 2..3, columns));
+    for gates in [0, 4, 5] {
+        assert!(refused(gates, 6, 0..2, columns), "{gates}");
     }
-    // Seven rows further wrap around to what is there; one row further is nowhere.
-    assert!(refused([8, 64, 8], [1, 8, FAR / 7 + 1, lanes]));
-    // No rows: the sums are zeros, and there must be as many as columns.
-    assert!(!refused([0, 0, 3], [2, 0, 3, 3]));
-    assert!(refused([0, 0, 2], [2, 0, 3, 3]));
 }
 
 // ---- Memory --------------------------------------------------------------------------------------

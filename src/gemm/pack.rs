@@ -17,6 +17,11 @@ use crate::memory::{Buffer, product};
 use crate::parallel::Team;
 use crate::simd::{Element, Kernel, Level, Simd, Vector};
 
+/// Vectors of columns in a panel of a plain product: tiles of 6 x 4 or 6 x 2.
+pub const fn columns_per_panel(registers: usize) -> usize {
+    if registers >= 32 { MAX_VECTORS } else { 2 }
+}
+
 /// How packed weights lie in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Storage {

@@ -3,22 +3,15 @@
 //!
 //! Forward these are panels of other units, and [`add_row`] leaves the sums in the registers of whoever
 //! asks: at one row a trip through memory would be felt. Backward they are the gates, each with a chain
-//! of its own, [`multiply_row`]; the matrix is read as the caller has it, because its rows stand in the
-//! right order and packing it would cost as much as a step.
+//! of its own, [`multiply_row`].
 
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
 use crate::gemm::kernel::{MAX_VECTORS, UNROLLED};
-use crate::gemm::pack::Panels;
+use crate::gemm::pack::{Panels, columns_per_panel};
 use crate::simd::{Element, Kernel, Lanewise, Simd, Vector};
-
-/// A matrix larger than this is read from front to back, for the prefetcher's sake, with its sums in
-/// L1; a smaller one a few columns at a time, with its sums in registers.
-const STREAM_BYTES: usize = 150 << 10;
-/// Rows of a streamed matrix that are taken at once: the sums go to L1 and back once for so many.
-const BURST: usize = 8;
 
 /// One row, several products at once.
 ///
@@ -207,22 +200,18 @@ unsafe fn sum_row_of_pairs<E: Element, S: Simd<E>, const Q: usize>(
     sum
 }
 
-/// `sums[n] = sum over g of (sum over k of a[g][k] * matrix[g][k][n])`: a chain of sums per gate, then
+/// `sums[n] = sum over g of (sum over k of a[g][k] * panels[g][k][n])`: a chain of sums per gate, then
 /// the gates in order.
 pub struct GateProduct<'a, E> {
     /// G, at most 4.
     pub gates: usize,
-    /// How many k.
-    pub depth: usize,
     /// [G, depth]
     pub a: &'a [E],
-    /// [G, depth, stride], from the first column on.
-    pub matrix: &'a [E],
-    /// From a row of the matrix to the next.
-    pub stride: usize,
-    /// How many columns.
-    pub columns: usize,
-    /// `[columns]`, and room up to a whole vector; [G, that] when the matrix is streamed.
+    /// Columns of a matrix [G, depth, columns].
+    pub panels: &'a Panels<E>,
+    /// Which of the panels.
+    pub range: Range<usize>,
+    /// The columns of these panels, one panel after the other; beyond the matrix zeros.
     pub sums: &'a mut [E],
 }
 
@@ -247,175 +236,100 @@ impl<E: Element, const G: usize> Kernel<E> for Gates<'_, E, G> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd<E>>(mut self, s: S) {
-        let product = &self.0;
-        let (rows, columns) = (G.saturating_mul(product.depth), product.columns);
-        assert!(columns <= product.stride && rows <= product.a.len());
-        if rows == 0 || columns == 0 {
-            self.0.sums[..columns].fill(E::ZERO);
-            return;
-        }
-        let last = (rows - 1).saturating_mul(product.stride);
-        assert!(last.saturating_add(columns) <= product.matrix.len());
-        if rows * product.stride * size_of::<E>() > STREAM_BYTES {
-            self.stream(s);
-        } else {
-            self.by_columns(s);
+    fn run<S: Simd<E>>(self, s: S) {
+        let GateProduct {
+            a,
+            panels,
+            range,
+            mut sums,
+            ..
+        } = self.0;
+        assert!(panels.depth().is_multiple_of(G));
+        let mut panel = range.start;
+        while panel < range.end {
+            let vectors = panels.vectors(panel);
+            let left = range.end - panel;
+            // One gate alone has one chain a vector: several panels at once have more.
+            let full =
+                G == 1 && left >= TOGETHER && panels.vectors(panel + TOGETHER - 1) == vectors;
+            let count = if full { TOGETHER } else { 1 };
+            let (to, rest) = sums.split_at_mut(count * vectors * S::LANES);
+            macro_rules! widths {
+                ($($p:literal)*) => {
+                    match vectors {
+                        $($p if const { $p <= columns_per_panel(S::REGISTERS) } => {
+                            if const { $p <= columns_per_panel(S::REGISTERS) } {
+                                if full {
+                                    panels_of_a_gate::<E, S, $p>(s, a, (panels, panel), to);
+                                } else {
+                                    gates_of_a_panel::<E, S, G, $p>(s, a, (panels, panel), to);
+                                }
+                            }
+                        })*
+                        _ => panic!("no row kernel of {vectors} vectors"),
+                    }
+                };
+            }
+            widths!(1 2 3 4);
+            sums = rest;
+            panel += count;
         }
     }
 }
 
-impl<E: Element, const G: usize> Gates<'_, E, G> {
-    /// A few columns at a time, sums in registers: 8 to 16 chains.
-    #[inline(always)]
-    fn by_columns<S: Simd<E>>(&mut self, s: S) {
-        let whole = self.0.columns / S::LANES;
-        let mut column = 0;
-        macro_rules! columns {
-            ($($p:literal)*) => {
-                $(while $p * G <= S::REGISTERS / 4 * 3 && whole - column / S::LANES >= $p {
-                    self.columns::<S, $p>(s, column);
-                    column += $p * S::LANES;
-                })*
-            };
-        }
-        columns!(4 2 1);
-        if column < self.0.columns {
-            self.last_columns(s, column);
-        }
-    }
+/// Panels of a single gate that are taken at once.
+const TOGETHER: usize = 2;
 
-    #[inline(always)]
-    fn columns<S: Simd<E>, const P: usize>(&mut self, s: S, column: usize) {
-        let GateProduct {
-            depth,
-            a,
-            matrix,
-            stride,
-            sums,
-            ..
-        } = &mut self.0;
-        let mut chains = [[s.splat(E::ZERO); MAX_VECTORS]; G];
-        let product = RowProduct {
-            depth: *depth,
-            a,
-            a_stride: *depth,
-            panels: &matrix[column..],
-            panel_stride: *stride,
-            panels_stride: *depth * *stride,
-        };
-        add_row(s, &mut chains, 0..P, product);
-        for p in 0..P {
-            let mut sum = chains[0][p];
-            for g in 1..G {
-                sum = sum + chains[g][p];
-            }
-            sum.store(&mut sums[column + p * S::LANES..]);
-        }
-    }
-
-    /// The columns beyond the last whole vector.
-    #[inline(always)]
-    fn last_columns<S: Simd<E>>(&mut self, s: S, column: usize) {
-        let GateProduct {
-            depth,
-            a,
-            matrix,
-            stride,
-            columns,
-            sums,
-            ..
-        } = &mut self.0;
-        let mut chains = [s.splat(E::ZERO); G];
-        for k in 0..*depth {
-            for g in 0..G {
-                let row = g * *depth + k;
-                let from = &matrix[row * *stride..][column..*columns];
-                chains[g] = s.splat(a[row]).mul_add(s.load_partial(from), chains[g]);
-            }
-        }
-        let mut sum = chains[0];
-        for g in 1..G {
-            sum = sum + chains[g];
-        }
-        sum.store_partial(&mut sums[column..*columns]);
-    }
-
-    /// From front to back, the sums of each gate in memory.
-    #[inline(always)]
-    fn stream<S: Simd<E>>(&mut self, s: S) {
-        let GateProduct {
-            depth,
-            a,
-            matrix,
-            stride,
-            columns,
-            sums,
-            ..
-        } = &mut self.0;
-        let (depth, stride, columns) = (*depth, *stride, *columns);
-        let room = columns.next_multiple_of(S::LANES);
-        assert!(G * room <= sums.len());
-        for g in 0..G {
-            let sums = &mut sums[g * room..][..columns];
-            sums.fill(E::ZERO);
-            let rows = g * depth..(g + 1) * depth;
-            let mut row = rows.start;
-            while row + BURST <= rows.end {
-                burst::<E, S, BURST>(s, &a[row..], &matrix[row * stride..], stride, sums);
-                row += BURST;
-            }
-            while row < rows.end {
-                burst::<E, S, 1>(s, &a[row..], &matrix[row * stride..], stride, sums);
-                row += 1;
-            }
-        }
-        for column in (0..columns).step_by(S::LANES) {
-            let end = columns.min(column + S::LANES);
-            let mut sum = s.load_partial(&sums[column..end]);
-            for g in 1..G {
-                sum = sum + s.load_partial(&sums[g * room..][column..end]);
-            }
-            sum.store_partial(&mut sums[column..end]);
-        }
-    }
-}
-
-/// `sums[n] += sum over k < K of a[k] * matrix[k][n]`.
+/// One panel of G gates: a chain for each vector of each gate.
 #[inline(always)]
-fn burst<E: Element, S: Simd<E>, const K: usize>(
+fn gates_of_a_panel<E: Element, S: Simd<E>, const G: usize, const P: usize>(
     s: S,
     a: &[E],
-    matrix: &[E],
-    stride: usize,
+    (panels, panel): (&Panels<E>, usize),
     sums: &mut [E],
 ) {
-    let last = (K - 1).saturating_mul(stride);
-    assert!(last.saturating_add(sums.len()) <= matrix.len());
-    let mut rows = [s.splat(E::ZERO); K];
-    for k in 0..K {
-        rows[k] = s.splat(a[k]);
-    }
-    let whole = sums.len() / S::LANES * S::LANES;
-    for column in (0..whole).step_by(S::LANES) {
-        // SAFETY: `column` and a whole vector from it on are within `sums`, and K rows of as many
-        // columns within `matrix`, as was just held.
-        unsafe {
-            let to = sums.as_mut_ptr().add(column);
-            let mut sum = s.load_raw(to);
-            for k in 0..K {
-                let from = matrix.as_ptr().add(k * stride + column);
-                sum = rows[k].mul_add(s.load_raw(from), sum);
-            }
-            sum.store_raw(to);
+    let (depth, width) = (panels.depth() / G, P * S::LANES);
+    let mut chains = [[s.splat(E::ZERO); MAX_VECTORS]; G];
+    let product = RowProduct {
+        depth,
+        a,
+        a_stride: depth,
+        panels: panels.from_panel(panel),
+        panel_stride: width,
+        panels_stride: depth * width,
+    };
+    add_row(s, &mut chains, 0..P, product);
+    for p in 0..P {
+        let mut sum = chains[0][p];
+        for g in 1..G {
+            sum = sum + chains[g][p];
         }
+        sum.store(&mut sums[p * S::LANES..]);
     }
-    if whole < sums.len() {
-        let mut sum = s.load_partial(&sums[whole..]);
-        for k in 0..K {
-            let from = &matrix[k * stride..][whole..sums.len()];
-            sum = rows[k].mul_add(s.load_partial(from), sum);
+}
+
+/// [`TOGETHER`] panels of one gate.
+#[inline(always)]
+fn panels_of_a_gate<E: Element, S: Simd<E>, const P: usize>(
+    s: S,
+    a: &[E],
+    (panels, panel): (&Panels<E>, usize),
+    sums: &mut [E],
+) {
+    let width = P * S::LANES;
+    let mut chains = [[s.splat(E::ZERO); MAX_VECTORS]; TOGETHER];
+    let product = RowProduct {
+        depth: panels.depth(),
+        a,
+        a_stride: 0,
+        panels: panels.from_panel(panel),
+        panel_stride: width,
+        panels_stride: panels.panel_len(),
+    };
+    add_row(s, &mut chains, 0..P, product);
+    for q in 0..TOGETHER {
+        for p in 0..P {
+            chains[q][p].store(&mut sums[q * width + p * S::LANES..]);
         }
-        sum.store_partial(&mut sums[whole..]);
     }
 }

@@ -15,9 +15,9 @@ use crate::error::Result;
 use crate::gemm::kernel::{
     Begin, Joint, MAX_ROWS, MAX_VECTORS, Product, Rows, Term, max_rows, multiply,
 };
-use crate::gemm::pack::Panels;
+use crate::gemm::pack::{Panels, columns_per_panel};
 use crate::layer::forward::tiles;
-use crate::layer::weights::{Lanes, columns_per_panel};
+use crate::layer::weights::Lanes;
 use crate::memory::{Buffer, product};
 use crate::parallel::Meter;
 use crate::simd::{Element, Kernel, Simd, Vector};

@@ -2,8 +2,7 @@
 
 use crate::cell::Spec;
 use crate::error::Result;
-use crate::gemm::kernel::MAX_VECTORS;
-use crate::gemm::pack::{Panels, Storage};
+use crate::gemm::pack::{Panels, Storage, columns_per_panel};
 use crate::memory::{Buffer, product};
 use crate::parallel::Team;
 use crate::simd::{Element, Kernel, Level, Simd};
@@ -48,15 +47,10 @@ impl Lanes {
         E::dispatch(level, Ask(level))
     }
 
-    /// Vectors of columns in a panel of a plain product: tiles of 6 x 4 or 6 x 2.
+    /// Vectors of columns in a panel of a plain product.
     pub const fn column_vectors(self) -> usize {
         columns_per_panel(self.registers)
     }
-}
-
-/// Vectors of columns in a panel of a plain product.
-pub const fn columns_per_panel(registers: usize) -> usize {
-    if registers >= 32 { MAX_VECTORS } else { 2 }
 }
 
 /// Blocks of units in a forward panel: a cell with one gate takes two, to fill its tile.
@@ -154,27 +148,23 @@ impl<E: Element> ForwardWeights<E> {
 }
 
 /// Packed for backward.
-pub struct BackwardWeights<'a, E> {
-    /// U as the caller has it, for single rows.
-    pub weight_hh: &'a [E],
+pub struct BackwardWeights<E> {
     /// U as it is, depth over the recurrent slots.
-    recurrent: Option<Panels<E>>,
+    pub recurrent: Panels<E>,
     /// U as it is, depth over the candidate's slots.
-    candidate: Option<Panels<E>>,
+    pub candidate: Option<Panels<E>>,
     /// W as it is, depth over the input slots.
     pub input: Panels<E>,
 }
 
-impl<'a, E: Element> BackwardWeights<'a, E> {
-    /// Packs `params` of a cell like `spec` with `hidden` units and `features` inputs; U only if a share
-    /// has `several_rows`.
+impl<E: Element> BackwardWeights<E> {
+    /// Packs `params` of a cell like `spec` with `hidden` units and `features` inputs.
     pub fn pack(
         spec: &Spec,
         team: &Team<'_>,
         lanes: Lanes,
-        params: Params<'a, E>,
+        params: Params<'_, E>,
         (hidden, features): (usize, usize),
-        several_rows: bool,
     ) -> Result<Self> {
         let pack = |weights, slots, columns| {
             let gates = gates_of(spec, slots);
@@ -187,28 +177,11 @@ impl<'a, E: Element> BackwardWeights<'a, E> {
                 lanes.column_vectors(),
             )
         };
-        let of = |slots, wanted: bool| {
-            let packed = wanted.then(|| pack(params.weight_hh, slots, hidden));
-            packed.transpose()
-        };
+        let of_candidate = || pack(params.weight_hh, spec.candidate(), hidden);
         Ok(Self {
-            weight_hh: params.weight_hh,
-            recurrent: of(spec.recurrent(), several_rows)?,
-            candidate: of(spec.candidate(), several_rows && spec.has_reset_stage())?,
+            recurrent: pack(params.weight_hh, spec.recurrent(), hidden)?,
+            candidate: spec.has_reset_stage().then(of_candidate).transpose()?,
             input: pack(params.weight_ih, 0..spec.input, features)?,
         })
-    }
-
-    /// U, for several rows: of the recurrent slots, or of the candidate's.
-    ///
-    /// # Panics
-    /// When it was not packed.
-    pub fn panels(&self, candidate: bool) -> &Panels<E> {
-        let panels = if candidate {
-            &self.candidate
-        } else {
-            &self.recurrent
-        };
-        panels.as_ref().expect("packed for shares of several rows")
     }
 }

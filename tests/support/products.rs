@@ -7,7 +7,9 @@ use std::iter::repeat_n;
 use std::ops::Range;
 
 use rnncore::gemm::kernel::{Begin, Joint, MAX_VECTORS, Product, Rows, Term, max_rows, multiply};
+use rnncore::gemm::pack::{Panels, columns_per_panel};
 use rnncore::gemm::row::{GateProduct, RowProduct, add_row, multiply_row};
+use rnncore::parallel::{Team, Watch};
 use rnncore::simd::{Element, Simd, Vector};
 
 /// `count` numbers between -1 and 1, none of them special.
@@ -352,76 +354,73 @@ fn row_of<const Q: usize, E: Element, S: Simd<E>>(
     );
 }
 
-/// A matrix larger than this, in bytes, is read from front to back.
-const STREAMED: usize = 512 << 10;
-
-/// Products of one row with one to four gates, on matrices that are read by columns and on ones that
-/// are streamed (whose rows are mostly gap, so that they are large and quick all the same).
+/// Products of one row with one to four gates, of all panels and of some.
 pub fn every_gate_product<E: Element, S: Simd<E>>(
     s: S,
     multiply_add: impl Fn(E, E, E) -> E + Copy,
 ) {
     let l = S::LANES;
     for gates in 1..=4 {
-        for (turn, columns) in [0, 1, l - 1, l, l + 1, 4 * l, 7 * l + 1, 10 * l - 1]
+        for (turn, columns) in [1, l - 1, l, l + 1, 4 * l, 7 * l + 1, 10 * l - 1, 24 * l]
             .into_iter()
             .enumerate()
         {
             let depth = DEPTHS[(turn + gates) % 5];
-            gate_product_of(s, [gates, depth, columns, columns + turn % 3], multiply_add);
+            gate_products_of(s, [gates, depth, columns], multiply_add);
         }
-        gate_product_of(s, [gates, 0, l + 1, l + 1], multiply_add);
-        // Rows are taken eight at a time.
-        for (depth, columns) in [(3, l + 1), (8, 1), (9, 2 * l), (17, 3 * l - 1)] {
-            let stride = STREAMED / size_of::<E>() / (gates * depth) + 1;
-            gate_product_of(s, [gates, depth, columns, stride], multiply_add);
-        }
+        gate_products_of(s, [gates, 0, l + 1], multiply_add);
     }
 }
 
-fn gate_product_of<E: Element, S: Simd<E>>(
+fn gate_products_of<E: Element, S: Simd<E>>(
     s: S,
-    [gates, depth, columns, stride]: [usize; 4],
+    [gates, depth, columns]: [usize; 3],
     multiply_add: impl Fn(E, E, E) -> E + Copy,
 ) {
-    let rows = gates * depth;
-    let a = numbers::<E>(rows, 1);
-    // No number after the last column of the last row.
-    let mut matrix = vec![E::ZERO; (rows * stride).saturating_sub(stride - columns)];
-    for (row, values) in numbers::<E>(rows * columns, 2)
-        .chunks(columns.max(1))
-        .enumerate()
-    {
-        matrix[row * stride..][..columns].copy_from_slice(values);
-    }
+    let (a, matrix) = (
+        numbers::<E>(gates * depth, 1),
+        numbers::<E>(gates * depth * columns, 2),
+    );
     let chain = |gate: usize, column: usize| {
         (gate * depth..(gate + 1) * depth).fold(E::ZERO, |sum, row| {
-            multiply_add(a[row], matrix[row * stride + column], sum)
+            multiply_add(a[row], matrix[row * columns + column], sum)
         })
     };
-    let expected: Vec<E> = (0..columns)
-        .map(|column| {
-            let chains = (0..gates).map(|gate| chain(gate, column));
-            chains.reduce(|sum, chain| sum + chain).expect("a gate")
-        })
-        .collect();
+    let expected = |column: usize| {
+        if column >= columns {
+            return E::ZERO;
+        }
+        let chains = (0..gates).map(|gate| chain(gate, column));
+        chains.reduce(|sum, chain| sum + chain).expect("a gate")
+    };
 
-    let streamed = rows * stride * size_of::<E>() > STREAMED;
-    let room = columns.next_multiple_of(S::LANES) * if streamed { gates } else { 1 };
-    let mut sums = numbers::<E>(room, 3);
-    let product = GateProduct {
-        gates,
-        depth,
-        a: &a,
-        matrix: &matrix,
-        stride,
-        columns,
-        sums: &mut sums,
-    };
-    multiply_row(s, product);
-    assert_eq!(
-        sums[..columns],
-        expected,
-        "{gates} gates, [{depth}, {columns}], stride {stride}"
-    );
+    let watch = Watch::unattended();
+    let panels = Panels::by_column(
+        &Team::assemble(1, &watch),
+        &matrix,
+        &(0..gates).collect::<Vec<_>>(),
+        (depth, columns),
+        S::LANES,
+        columns_per_panel(S::REGISTERS),
+    )
+    .expect("memory");
+    let count = panels.count();
+    for range in [0..count, count / 2..count, 0..count / 2] {
+        let first = range.start * panels.row_len(0);
+        let width = range.clone().map(|panel| panels.row_len(panel)).sum();
+        let mut sums = numbers::<E>(width, 3);
+        let product = GateProduct {
+            gates,
+            a: &a,
+            panels: &panels,
+            range: range.clone(),
+            sums: &mut sums,
+        };
+        multiply_row(s, product);
+        let expected: Vec<E> = (first..first + width).map(expected).collect();
+        assert_eq!(
+            sums, expected,
+            "{gates} gates, [{depth}, {columns}], panels {range:?}"
+        );
+    }
 }

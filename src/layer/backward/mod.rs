@@ -16,8 +16,7 @@
 //! What has no recursion (dW, dU, db, dx) is left to `products.rs`, which reads the dpre of a chunk.
 //!
 //! One chain per gate, because a single row would otherwise have too few independent sums; for every
-//! number of rows, because the bits must not depend on it. A single row reads U as the caller has it:
-//! its rows are in the right order, and packing them would cost as much as a step.
+//! number of rows, because the bits must not depend on it.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -29,7 +28,6 @@ mod step;
 
 use std::ops::Range;
 
-use crate::cell::MAX_SLOTS;
 use crate::error::Result;
 use crate::gemm::relay::RelayEnd;
 use crate::gemm::view::{Field, Table};
@@ -92,7 +90,7 @@ pub struct BackwardShare<'a, E> {
     /// The cell.
     pub cell: CellKind,
     /// The parameters.
-    pub weights: &'a BackwardWeights<'a, E>,
+    pub weights: &'a BackwardWeights<E>,
     /// H.
     pub hidden: usize,
     /// Which rows are there when.
@@ -123,7 +121,7 @@ pub struct BackwardShare<'a, E> {
 
 /// The memory that one worker needs besides its results.
 pub struct BackwardSpace<E> {
-    /// [rows, panel width] dpre U, summed over the gates so far; [gates, H] of one row.
+    /// [rows, panel width] dpre U, summed over the gates so far; `[H]` of one row.
     sums: Buffer<E>,
 }
 
@@ -132,7 +130,7 @@ impl<E: Element> BackwardSpace<E> {
     pub fn new(lanes: Lanes, rows: usize, hidden: usize) -> Result<Self> {
         let what = "the workspace of a backward pass";
         let tile = product(&[rows, lanes.column_vectors(), lanes.lanes], what)?;
-        let row = product(&[MAX_SLOTS, hidden.next_multiple_of(lanes.lanes)], what)?;
+        let row = hidden.next_multiple_of(lanes.lanes);
         Ok(Self {
             sums: Buffer::stale(tile.max(row), what)?,
         })

@@ -77,7 +77,7 @@ impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
 /// Everything that the steps of a share read and write.
 struct Step<'s, 'r, E, C> {
     cell: C,
-    weights: &'s BackwardWeights<'s, E>,
+    weights: &'s BackwardWeights<E>,
     units: Range<usize>,
     sums: &'s mut [E],
     results: Results<'s, E>,
@@ -123,16 +123,24 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
     /// Back through the recurrent product of `slots`, for this worker's units.
     #[inline(always)]
     fn stage<S: Simd<E>>(&mut self, s: S, slots: Range<usize>) -> Result<()> {
-        let (rows, width) = (self.results.strips.rows(), self.units.len());
+        let rows = self.results.strips.rows();
         let work = slots.len() * self.results.hidden;
-        if rows == 1 {
-            self.row(s, slots);
-            return self.meter.spend(work * width);
-        }
-        let panels = self.weights.panels(slots == C::CANDIDATE);
+        let panels = if slots == C::CANDIDATE {
+            self.weights
+                .candidate
+                .as_ref()
+                .expect("weights of a second stage")
+        } else {
+            &self.weights.recurrent
+        };
         let per_panel = panels.row_len(0);
         assert!(self.units.start.is_multiple_of(per_panel));
-        for panel in self.units.start / per_panel..self.units.end.div_ceil(per_panel) {
+        let range = self.units.start / per_panel..self.units.end.div_ceil(per_panel);
+        if rows == 1 {
+            self.row(s, (panels, range), slots);
+            return self.meter.spend(work * self.units.len());
+        }
+        for panel in range {
             self.panel(s, (panels, panel), slots.clone());
             self.meter.spend(rows * work * panels.row_len(panel))?;
         }
@@ -206,29 +214,29 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
         }
     }
 
-    /// One row: U as the caller has it.
+    /// One row: all gates of a panel at once, each with a chain of sums.
     #[inline(always)]
-    fn row<S: Simd<E>>(&mut self, s: S, slots: Range<usize>) {
-        let (hidden, units) = (self.results.hidden, self.units.clone());
+    fn row<S: Simd<E>>(
+        &mut self,
+        s: S,
+        (panels, range): (&Panels<E>, Range<usize>),
+        slots: Range<usize>,
+    ) {
         let pre = match self.relay {
             Some(relay) => relay.sides(1).0,
             None => self.results.strips.whole_rows(PRE),
         };
-        // The gates of neighbouring slots are neighbours.
-        let first = C::gate(slots.start) * hidden * hidden;
         multiply_row(
             s,
             GateProduct {
                 gates: slots.len(),
-                depth: hidden,
-                a: &pre[slots.start * hidden..],
-                matrix: &self.weights.weight_hh[first + units.start..],
-                stride: hidden,
-                columns: units.len(),
+                a: &pre[slots.start * self.results.hidden..],
+                panels,
+                range,
                 sums: self.sums,
             },
         );
-        self.arrive(s, slots == C::CANDIDATE, 0..1, (0, units.len()));
+        self.arrive(s, slots == C::CANDIDATE, 0..1, (0, self.units.len()));
     }
 
     /// What `sums` holds of some rows, `width` columns from unit `first` on, goes where it belongs: into

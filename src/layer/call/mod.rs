@@ -128,15 +128,14 @@ impl<'a> Call<'a> {
         ForwardWeights::pack(&self.spec, &self.team, lanes, params, sizes, Storage::Own)
     }
 
-    fn backward_weights<'p, E: Element>(
+    fn backward_weights<E: Element>(
         &self,
-        params: &[&'p [E]],
+        params: &[&[E]],
         index: usize,
-    ) -> Result<BackwardWeights<'p, E>> {
+    ) -> Result<BackwardWeights<E>> {
         let (params, sizes) = (self.params(params, index), self.sizes(index));
         let lanes = self.means::<E>().lanes;
-        let several_rows = self.schedule.batch() > 1;
-        BackwardWeights::pack(&self.spec, &self.team, lanes, params, sizes, several_rows)
+        BackwardWeights::pack(&self.spec, &self.team, lanes, params, sizes)
     }
 
     /// [`Self::forward_weights`], if the direction's tape has segments to recompute.

@@ -35,7 +35,7 @@ pub struct BackwardRun<'a, E: Element> {
     /// What runs.
     pub direction: Direction<'a, E>,
     /// Its packed parameters.
-    pub weights: &'a BackwardWeights<'a, E>,
+    pub weights: &'a BackwardWeights<E>,
     /// [B, H] the gradient of the state before the steps taken back so far.
     pub state: DirectionState<E>,
     /// Its memory.
