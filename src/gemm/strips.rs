@@ -232,7 +232,9 @@ impl<'a, E: Element, const W: usize, const R: usize> Strips<'a, E, W, R> {
     }
 }
 
-/// A row in every table of a [`Strips`]: by value, so that a loop over it can keep it in registers.
+/// A row in every table of a [`Strips`]: by value, so that a loop over it can keep it in registers. Copies
+/// reach the same values, one access at a time.
+#[derive(Clone, Copy)]
 pub struct Line<'s, E, const W: usize, const R: usize> {
     written: [*mut E; W],
     written_slots: [usize; W],
@@ -261,6 +263,24 @@ impl<'s, E: Element, const W: usize, const R: usize> Line<'s, E, W, R> {
             self.read_slot_len[k] = strip.slot_len;
         }
         self
+    }
+
+    /// Whether written table `k` is there.
+    #[inline(always)]
+    pub fn has(&self, k: usize) -> bool {
+        !self.written[k].is_null()
+    }
+
+    /// Whether read table `k` is there.
+    #[inline(always)]
+    pub fn has_read(&self, k: usize) -> bool {
+        !self.read[k].is_null()
+    }
+
+    /// The columns from `column` on that a vector of S has.
+    #[inline(always)]
+    pub fn lanes<S: Simd<E>>(&self, column: usize) -> usize {
+        S::LANES.min(self.width(column))
     }
 
     /// Columns from `column` on.

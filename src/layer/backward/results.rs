@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::{BackwardFields, StepTables};
 use crate::cell::{Backward, Cell, MAX_SLOTS, Saved, Slots, State};
-use crate::gemm::strips::Strips;
+use crate::gemm::strips::{Line, Strips};
 use crate::gemm::view::{Block, Table};
-use crate::layer::forward::{each, masked};
+use crate::layer::forward::{Mask, each};
 use crate::math::flush;
 use crate::shape::Schedule;
 use crate::simd::{Element, Group, Grouped, Kernel, Simd};
@@ -14,8 +14,7 @@ use crate::simd::{Element, Group, Grouped, Kernel, Simd};
 /// What a step leaves, and what forward left: this share's units, columns counted from its first.
 pub(super) struct Results<'s, E> {
     pub(super) strips: Strips<'s, E, 8, 4>,
-    /// [rows, H] from the share's first row and unit on.
-    pub(super) mask: Option<&'s [E]>,
+    pub(super) mask: Mask<'s, E>,
     pub(super) hidden: usize,
 }
 
@@ -67,7 +66,7 @@ impl<'s, E: Element> Results<'s, E> {
         ];
         Self {
             strips: Strips::new(schedule, own.clone(), units.len(), written, read),
-            mask: mask.map(|mask| &mask[own.start * hidden + units.start..]),
+            mask: Mask::new(mask, hidden, own, units),
             hidden,
         }
     }
@@ -93,27 +92,46 @@ impl<E: Element, C: Cell> Kernel<E> for CellsBack<'_, '_, '_, E, C> {
         } = self;
         let (rows, width) = (results.strips.rows(), results.strips.width());
         for r in 0..rows {
+            let mut row = results.row(r);
             let mut unit = 0;
             while unit + S::LANES < width {
-                results.back(s, cell, [(r, unit), (r, unit + S::LANES)], &mut next);
+                row.cell(s, cell, [unit, unit + S::LANES], &mut next);
                 unit += 2 * S::LANES;
             }
             if unit < width {
-                results.back(s, cell, [(r, unit)], &mut next);
+                row.cell(s, cell, [unit], &mut next);
             }
         }
     }
 }
 
 impl<E: Element> Results<'_, E> {
-    /// [`Cell::backward`] for N vectors of units, each of the row and unit that `places` says; the mirror
-    /// of finishing a forward step.
+    /// A row of the step.
     #[inline(always)]
-    fn back<C: Cell, S: Simd<E>, const N: usize>(
+    pub(super) fn row(&mut self, r: usize) -> RowBack<'_, E> {
+        RowBack {
+            line: self.strips.line(r),
+            mask: self.mask,
+            r,
+        }
+    }
+}
+
+/// A row of a step in every table, by value: so that it need not be found again after every store.
+pub(super) struct RowBack<'s, E> {
+    line: Line<'s, E, 8, 4>,
+    mask: Mask<'s, E>,
+    r: usize,
+}
+
+impl<E: Element> RowBack<'_, E> {
+    /// [`Cell::backward`] for N vectors of units; the mirror of finishing a forward step.
+    #[inline(always)]
+    fn cell<C: Cell, S: Simd<E>, const N: usize>(
         &mut self,
         s: S,
         cell: C,
-        places: [(usize, usize); N],
+        units: [usize; N],
         next: &mut Option<Block<'_, E>>,
     ) {
         let zero = Group([s.splat(E::ZERO); N]);
@@ -124,9 +142,7 @@ impl<E: Element> Results<'_, E> {
         };
         let (mut dh, mut dc) = (zero, zero);
         each!(n < N {
-            let has_dy = self.strips.has_read(DY);
-            let (r, unit) = places[n];
-            let mut line = self.strips.line(r);
+            let (line, unit) = (&mut self.line, units[n]);
             for slot in 0..C::SAVED {
                 saved.slots[slot].0[n] = line.read(s, SLOTS, slot, unit);
             }
@@ -142,7 +158,7 @@ impl<E: Element> Results<'_, E> {
                 line.store(s, OUTPUT, 0, unit, h);
             }
             dh.0[n] = line.load(s, DH, 0, unit);
-            if has_dy {
+            if line.has_read(DY) {
                 dh.0[n] = dh.0[n] + line.read(s, DY, 0, unit);
             }
         });
@@ -158,24 +174,22 @@ impl<E: Element> Results<'_, E> {
             for slot in 0..C::SLOTS {
                 slots[slot] = pre[slot].0[n];
             }
-            self.leave::<C, S>(s, places[n], slots, next);
-            let has_operand = self.strips.has(OPERAND);
-            let (shows_h, shows_c) = (self.strips.has(SHOWN_H), self.strips.has(SHOWN_C));
-            let (r, unit) = places[n];
-            let mut line = self.strips.line(r);
+            let unit = units[n];
+            self.leave::<C, S>(s, unit, slots, next);
+            let line = &mut self.line;
             line.store(s, DH, 0, unit, back.h.0[n]);
             if C::HAS_CELL {
                 line.store(s, DC, 0, unit, back.c.0[n]);
             }
-            if shows_h {
+            if line.has(SHOWN_H) {
                 line.store(s, SHOWN_H, 0, unit, dh.0[n]);
             }
-            if shows_c {
+            if line.has(SHOWN_C) {
                 line.store(s, SHOWN_C, 0, unit, dc.0[n]);
             }
-            if has_operand {
-                let operand = self.masked(s, before.h.0[n], places[n]);
-                self.strips.line(r).store(s, OPERAND, 0, unit, operand);
+            if line.has(OPERAND) {
+                let operand = self.masked(s, before.h.0[n], unit);
+                self.line.store(s, OPERAND, 0, unit, operand);
             }
         });
     }
@@ -185,29 +199,27 @@ impl<E: Element> Results<'_, E> {
     fn leave<C: Cell, S: Simd<E>>(
         &mut self,
         s: S,
-        place: (usize, usize),
+        unit: usize,
         slots: Slots<S::V>,
         next: &mut Option<Block<'_, E>>,
     ) {
-        let mut line = self.strips.line(place.0);
         for slot in 0..C::SLOTS {
-            line.store(s, PRE, slot, place.1, slots[slot]);
+            self.line.store(s, PRE, slot, unit, slots[slot]);
         }
         if let Some(next) = next {
             for slot in 0..C::SLOTS {
-                next.store(s, place.0, slot, place.1, slots[slot]);
+                next.store(s, self.r, slot, unit, slots[slot]);
             }
         }
     }
 
     /// dh += m * sum.
     #[inline(always)]
-    pub(super) fn add_to_state<S: Simd<E>>(&mut self, s: S, place: (usize, usize), sum: S::V) {
-        let sum = self.masked(s, sum, place);
-        let mut line = self.strips.line(place.0);
+    pub(super) fn add_to_state<S: Simd<E>>(&mut self, s: S, unit: usize, sum: S::V) {
+        let sum = self.masked(s, sum, unit);
         // Tiny gradients are carried as 0: denormals would slow every step from here on.
-        let dh = flush(s, line.load(s, DH, 0, place.1) + sum);
-        line.store(s, DH, 0, place.1, dh);
+        let dh = flush(s, self.line.load(s, DH, 0, unit) + sum);
+        self.line.store(s, DH, 0, unit, dh);
     }
 
     /// [`Cell::reset_backward`]: `product` is the gradient of r*m*h'.
@@ -216,35 +228,32 @@ impl<E: Element> Results<'_, E> {
         &mut self,
         s: S,
         cell: C,
-        place: (usize, usize),
+        unit: usize,
         product: S::V,
         next: &mut Option<Block<'_, E>>,
     ) {
         let mut slots: Slots<S::V> = [s.splat(E::ZERO); MAX_SLOTS];
         let mut saved = slots;
-        let (r, unit) = place;
-        let line = self.strips.line(r);
         for slot in 0..C::SLOTS {
-            slots[slot] = line.load(s, PRE, slot, unit);
-            saved[slot] = line.read(s, SLOTS, slot, unit);
+            slots[slot] = self.line.load(s, PRE, slot, unit);
+            saved[slot] = self.line.read(s, SLOTS, slot, unit);
         }
-        let h_before = line.read(s, H_BEFORE, 0, unit);
-        let operand = self.masked(s, h_before, place);
+        let h_before = self.line.read(s, H_BEFORE, 0, unit);
+        let operand = self.masked(s, h_before, unit);
         let (slots, d_operand) = cell.reset_backward(s, slots, saved, operand, product);
-        self.leave::<C, S>(s, place, slots, next);
-        let d_operand = self.masked(s, d_operand, place);
-        let mut line = self.strips.line(r);
-        let dh = line.load(s, DH, 0, unit) + d_operand;
-        line.store(s, DH, 0, unit, dh);
+        self.leave::<C, S>(s, unit, slots, next);
+        let d_operand = self.masked(s, d_operand, unit);
+        let dh = self.line.load(s, DH, 0, unit) + d_operand;
+        self.line.store(s, DH, 0, unit, dh);
         // r*m*h', as the forward product saw it
         let operand = cell.reset_operand(s, saved, operand);
-        line.store(s, RESET_OPERAND, 0, unit, operand);
+        self.line.store(s, RESET_OPERAND, 0, unit, operand);
     }
 
     /// `value` times its mask, if there is one.
     #[inline(always)]
-    fn masked<S: Simd<E>>(&self, s: S, value: S::V, (r, unit): (usize, usize)) -> S::V {
-        let width = S::LANES.min(self.strips.width() - unit);
-        masked(s, value, self.mask, r * self.hidden + unit, width)
+    fn masked<S: Simd<E>>(&self, s: S, value: S::V, unit: usize) -> S::V {
+        let width = self.line.lanes::<S>(unit);
+        self.mask.apply(s, value, (self.r, unit), width)
     }
 }

@@ -256,13 +256,14 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
             _ => None,
         };
         for r in rows {
+            let mut row = self.results.row(r);
             for column in (0..columns).step_by(S::LANES) {
                 let sum = s.load(&self.sums[r * width + column..]);
-                let place = (r, first + column);
+                let unit = first + column;
                 if candidate {
-                    self.results.reset(s, self.cell, place, sum, &mut next);
+                    row.reset(s, self.cell, unit, sum, &mut next);
                 } else {
-                    self.results.add_to_state(s, place, sum);
+                    row.add_to_state(s, unit, sum);
                 }
             }
         }

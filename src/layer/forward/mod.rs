@@ -37,7 +37,7 @@ mod workspace;
 
 use std::ops::Range;
 
-pub(super) use results::{each, masked};
+pub(super) use results::{Mask, each};
 pub(super) use step::tiles;
 pub use workspace::Workspace;
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::ForwardFields;
 use crate::cell::{Cell, Forward, MAX_SLOTS, Slots, State};
-use crate::gemm::strips::Strips;
+use crate::gemm::strips::{Line, Strips};
 use crate::gemm::view::Block;
 use crate::shape::Schedule;
 use crate::simd::{Element, Group, Grouped, Kernel, Simd};
@@ -29,9 +29,71 @@ pub(in crate::layer) use each;
 /// What a step leaves, of this share's units alone; columns count from the share's first unit.
 pub(super) struct Results<'s, E> {
     pub(super) strips: Strips<'s, E, 6, 0>,
+    pub(super) mask: Mask<'s, E>,
+}
+
+/// What multiplies h' inside the recurrent product, if anything does.
+#[derive(Clone, Copy)]
+pub(in crate::layer) struct Mask<'s, E> {
     /// [rows, H] from the share's first row and unit on.
-    mask: Option<&'s [E]>,
+    values: Option<&'s [E]>,
     hidden: usize,
+}
+
+impl<'s, E: Element> Mask<'s, E> {
+    /// Of the rows `own` and the units `units` of a mask [B, H].
+    #[inline(always)]
+    pub(in crate::layer) fn new(
+        values: Option<&'s [E]>,
+        hidden: usize,
+        own: &Range<usize>,
+        units: &Range<usize>,
+    ) -> Self {
+        Self {
+            values: values.map(|values| &values[own.start * hidden + units.start..]),
+            hidden,
+        }
+    }
+
+    /// `value` of row `r` and `width` units from `unit` on, times its mask.
+    #[inline(always)]
+    pub(in crate::layer) fn apply<S: Simd<E>>(
+        self,
+        s: S,
+        value: S::V,
+        (r, unit): (usize, usize),
+        width: usize,
+    ) -> S::V {
+        match self.values {
+            Some(mask) => {
+                let at = r * self.hidden + unit;
+                value * s.load_partial(&mask[at..at + width])
+            }
+            None => value,
+        }
+    }
+}
+
+/// Where rows of a step are found.
+pub(super) trait Lines<E> {
+    /// Row `r` in every table.
+    fn line(&mut self, r: usize) -> Line<'_, E, 6, 0>;
+}
+
+/// Any row of the step.
+impl<E: Element> Lines<E> for Strips<'_, E, 6, 0> {
+    #[inline(always)]
+    fn line(&mut self, r: usize) -> Line<'_, E, 6, 0> {
+        Strips::line(self, r)
+    }
+}
+
+/// The one row that is asked for, found before.
+impl<E: Element> Lines<E> for Line<'_, E, 6, 0> {
+    #[inline(always)]
+    fn line(&mut self, _r: usize) -> Line<'_, E, 6, 0> {
+        *self
+    }
 }
 
 /// The tables of [`Results`]: the state, y, and the tape.
@@ -68,8 +130,7 @@ impl<'s, E: Element> Results<'s, E> {
         ];
         Self {
             strips: Strips::new(schedule, own.clone(), units.len(), written, []),
-            mask: mask.map(|mask| &mask[own.start * hidden + units.start..]),
-            hidden,
+            mask: Mask::new(mask, hidden, own, units),
         }
     }
 }
@@ -108,89 +169,81 @@ impl<E: Element, C: Cell> Kernel<E> for FinishTile<'_, '_, '_, E, C> {
                 load_slots(s, C::SLOTS, sums),
                 load_slots(s, C::SLOTS, &sums[row_len..]),
             ];
-            results.finish(s, cell, [(r, unit), (r + 1, unit)], pre, next);
+            let places = [(r, unit), (r + 1, unit)];
+            finish(
+                s,
+                cell,
+                (&mut results.strips, results.mask),
+                places,
+                pre,
+                next,
+            );
             sums = sums.get(2 * row_len..).unwrap_or_default();
             r += 2;
         }
         if r < rows.end {
-            results.finish(s, cell, [(r, unit)], [load_slots(s, C::SLOTS, sums)], next);
+            let pre = [load_slots(s, C::SLOTS, sums)];
+            finish(
+                s,
+                cell,
+                (&mut results.strips, results.mask),
+                [(r, unit)],
+                pre,
+                next,
+            );
         }
     }
 }
 
-impl<E: Element> Results<'_, E> {
-    /// The cell's equations for N vectors of units, each of the row and unit that `places` says, and
-    /// every place where their results go.
-    #[inline(always)]
-    pub(super) fn finish<K: Cell, S: Simd<E>, const N: usize>(
-        &mut self,
-        s: S,
-        cell: K,
-        places: [(usize, usize); N],
-        pre: [Slots<S::V>; N],
-        next: &mut Block<'_, E>,
-    ) {
-        let zero = Group([s.splat(E::ZERO); N]);
-        let mut slots: Slots<Group<S::V, N>> = [zero; MAX_SLOTS];
-        let mut before = State { h: zero, c: zero };
-        each!(n < N {
-            for slot in 0..K::SLOTS {
-                slots[slot].0[n] = pre[n][slot];
-            }
-            let (r, unit) = places[n];
-            let line = self.strips.line(r);
-            before.h.0[n] = line.load(s, STATE_H, 0, unit);
-            if K::HAS_CELL {
-                before.c.0[n] = line.load(s, STATE_C, 0, unit);
-            }
-        });
-        let Forward { saved, state } = cell.forward(Grouped::<S, N>(s), slots, before);
-        each!(n < N {
-            let (r, unit) = places[n];
-            let h = state.h.0[n];
-            next.store(s, r, 0, unit, self.masked(s, h, r, unit));
-            let (has_y, has_tape) = (self.strips.has(OUTPUT), self.strips.has(TAPE_H));
-            let mut line = self.strips.line(r);
-            line.store(s, STATE_H, 0, unit, h);
-            if K::HAS_CELL {
-                line.store(s, STATE_C, 0, unit, state.c.0[n]);
-            }
-            if has_y {
-                line.store(s, OUTPUT, 0, unit, h);
-            }
-            if has_tape {
-                line.store(s, TAPE_H, 0, unit, before.h.0[n]);
-                if K::HAS_CELL {
-                    line.store(s, TAPE_C, 0, unit, before.c.0[n]);
-                }
-                for slot in 0..K::SAVED {
-                    line.store(s, TAPE_SLOTS, slot, unit, saved[slot].0[n]);
-                }
-            }
-        });
-    }
-
-    /// `value` times its mask, if there is one.
-    #[inline(always)]
-    fn masked<S: Simd<E>>(&self, s: S, value: S::V, r: usize, unit: usize) -> S::V {
-        let width = S::LANES.min(self.strips.width() - unit);
-        masked(s, value, self.mask, r * self.hidden + unit, width)
-    }
-}
-
-/// `value` times its mask, if there is one.
+/// The cell's equations for N vectors of units, each of the row and unit that `places` says, and every
+/// place where their results go.
 #[inline(always)]
-pub(in crate::layer) fn masked<E: Element, S: Simd<E>>(
+pub(super) fn finish<E: Element, K: Cell, S: Simd<E>, const N: usize>(
     s: S,
-    value: S::V,
-    mask: Option<&[E]>,
-    at: usize,
-    width: usize,
-) -> S::V {
-    match mask {
-        Some(mask) => value * s.load_partial(&mask[at..at + width]),
-        None => value,
-    }
+    cell: K,
+    (lines, mask): (&mut impl Lines<E>, Mask<'_, E>),
+    places: [(usize, usize); N],
+    pre: [Slots<S::V>; N],
+    next: &mut Block<'_, E>,
+) {
+    let zero = Group([s.splat(E::ZERO); N]);
+    let mut slots: Slots<Group<S::V, N>> = [zero; MAX_SLOTS];
+    let mut before = State { h: zero, c: zero };
+    each!(n < N {
+        for slot in 0..K::SLOTS {
+            slots[slot].0[n] = pre[n][slot];
+        }
+        let (r, unit) = places[n];
+        let line = lines.line(r);
+        before.h.0[n] = line.load(s, STATE_H, 0, unit);
+        if K::HAS_CELL {
+            before.c.0[n] = line.load(s, STATE_C, 0, unit);
+        }
+    });
+    let Forward { saved, state } = cell.forward(Grouped::<S, N>(s), slots, before);
+    each!(n < N {
+        let (r, unit) = places[n];
+        let h = state.h.0[n];
+        let mut line = lines.line(r);
+        let masked = mask.apply(s, h, places[n], line.lanes::<S>(unit));
+        next.store(s, r, 0, unit, masked);
+        line.store(s, STATE_H, 0, unit, h);
+        if K::HAS_CELL {
+            line.store(s, STATE_C, 0, unit, state.c.0[n]);
+        }
+        if line.has(OUTPUT) {
+            line.store(s, OUTPUT, 0, unit, h);
+        }
+        if line.has(TAPE_H) {
+            line.store(s, TAPE_H, 0, unit, before.h.0[n]);
+            if K::HAS_CELL {
+                line.store(s, TAPE_C, 0, unit, before.c.0[n]);
+            }
+            for slot in 0..K::SAVED {
+                line.store(s, TAPE_SLOTS, slot, unit, saved[slot].0[n]);
+            }
+        }
+    });
 }
 
 /// The first `slots` vectors.

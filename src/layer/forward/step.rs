@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use super::results::{FinishTile, Results, load_slots};
+use super::results::{FinishTile, Mask, Results, finish, load_slots};
 use crate::cell::{Cell, MAX_SLOTS, Slots};
 use crate::error::Result;
 use crate::gemm::kernel::{Begin, Joint, Product, Rows, Term, max_rows, multiply};
 use crate::gemm::pack::Panels;
 use crate::gemm::relay::RelayEnd;
 use crate::gemm::row::add_panels;
+use crate::gemm::strips::Line;
 use crate::gemm::view::Block;
 use crate::layer::weights::{ForwardWeights, blocks_per_panel};
 use crate::parallel::Meter;
@@ -40,18 +41,25 @@ impl Tiling {
     }
 }
 
-/// Panels that a single row takes at once: 8 or more independent sums hide the latency of a
-/// multiply-add, and 16 registers hold no more than 12.
+/// Panels that a single row takes at once.
 ///
-/// Three slots on 32 registers are two: 6 sums of 16 lanes, a panel fewer to read at once. And a level
-/// that does not fuse is not there for speed: one, for the sake of the module's size.
-const fn panels_at_once<E: Element, S: Simd<E>, C: Cell>() -> usize {
-    if !S::FUSED {
-        1
-    } else if C::INPUT >= 4 || (C::INPUT >= 3 && S::REGISTERS >= 32) {
-        2
-    } else {
-        4
+/// More panels have more independent sums, which hide the latency of a multiply-add. Fewer end sooner, and
+/// the weights of the next are asked for while the cell is computed. With 32 registers 4 to 6 sums are
+/// enough; with 16 their vectors are half as long, and as many as registers hold are better as long as U is
+/// near. Pairs of bfloat16 are half the bytes and twice the work, and want more. A level that does not fuse
+/// is not there for speed: one, for the sake of the module's size.
+fn panels_at_once<E: Element, S: Simd<E>, C: Cell>(hidden: usize, short: bool) -> usize {
+    /// Bytes of U that a first-level cache holds.
+    const NEAR: usize = 32 << 10;
+    let near = C::SLOTS * hidden * hidden * size_of::<E>() <= NEAR;
+    let few_registers = S::REGISTERS < 32;
+    match C::INPUT {
+        _ if !S::FUSED => 1,
+        4.. if short || few_registers && near => 2,
+        4.. => 1,
+        3 if few_registers && (short || near) => 4,
+        3 => 2,
+        _ => 4,
     }
 }
 
@@ -84,6 +92,7 @@ struct Operands<'r, E> {
     input: Input<'r, E>,
     /// [rows, H] m*h', or r*m*h' in the second stage.
     recurrent: &'r [E],
+    hidden: usize,
     /// [rows, units of this share] m*h; or r*m*h' in the first stage of two.
     next: Block<'r, E>,
 }
@@ -109,7 +118,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         operand: &mut RelayEnd<'_, E>,
         reset_operand: &mut Option<RelayEnd<'_, E>>,
     ) -> Result<()> {
-        let rows = self.results.strips.rows();
+        let (rows, hidden) = (self.results.strips.rows(), self.hidden);
         let (recurrent, next) = operand.sides(rows);
         if C::CANDIDATE.is_empty() {
             self.pass(
@@ -118,6 +127,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
                 Operands {
                     input,
                     recurrent,
+                    hidden,
                     next,
                 },
             )?;
@@ -132,6 +142,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
                 Operands {
                     input,
                     recurrent,
+                    hidden,
                     next: product,
                 },
             )?;
@@ -143,6 +154,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
                 Operands {
                     input,
                     recurrent,
+                    hidden,
                     next,
                 },
             )?;
@@ -168,11 +180,26 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         };
         let work = blocks * slots * S::LANES * (self.features + self.hidden);
         if rows == 1 || self.weights.is_short() {
+            let Results { strips, mask } = &mut self.results;
+            let mut single = Single {
+                cell: self.cell,
+                tiling: self.tiling,
+                weights: self.weights,
+                features: self.features,
+                hidden: self.hidden,
+                pending: self.pending,
+                mask: *mask,
+                at_once: panels_at_once::<E, S, C>(self.hidden, self.weights.is_short()),
+            };
+            let mut line = strips.line(0);
             let mut panel = first;
             while panel < end {
                 let mut count = 0;
                 for r in 0..rows {
-                    count = self.row(s, (r, panel), stage, &mut operands);
+                    if rows > 1 {
+                        line = strips.line(r);
+                    }
+                    count = single.row(s, (r, panel), &mut line, stage, &mut operands);
                 }
                 panel += count;
                 self.meter.spend(rows * count * work)?;
@@ -189,133 +216,6 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         Ok(())
     }
 
-    // ---- One row -----------------------------------------------------------------------------------
-
-    /// Row `r` of some panels from `panel` on; gives how many, which is the same for every row.
-    #[inline(always)]
-    fn row<S: Simd<E>>(
-        &mut self,
-        s: S,
-        (r, panel): (usize, usize),
-        stage: Stage,
-        operands: &mut Operands<'_, E>,
-    ) -> usize {
-        let left = self.tiling.end - panel;
-        // The last panel of a cell with one slot may have fewer blocks.
-        let whole = self.blocks(self.tiling.end - 1) == self.tiling.blocks;
-        let full = if whole { left } else { left - 1 };
-        macro_rules! rows {
-            ($blocks:literal) => {
-                if panels_at_once::<E, S, C>() >= 4 && full >= 4 {
-                    self.row_of::<S, 4, $blocks>(s, (r, panel), stage, operands)
-                } else if panels_at_once::<E, S, C>() >= 2 && full >= 2 {
-                    self.row_of::<S, 2, $blocks>(s, (r, panel), stage, operands)
-                } else {
-                    self.row_of::<S, 1, $blocks>(s, (r, panel), stage, operands)
-                }
-            };
-        }
-        if C::SLOTS == 1 && full > 0 {
-            rows!(2)
-        } else {
-            rows!(1)
-        }
-    }
-
-    /// Row `r` of Q panels of B blocks each.
-    #[inline(always)]
-    fn row_of<S: Simd<E>, const Q: usize, const B: usize>(
-        &mut self,
-        s: S,
-        (r, panel): (usize, usize),
-        stage: Stage,
-        operands: &mut Operands<'_, E>,
-    ) -> usize {
-        let mut sums = [[s.splat(E::ZERO); MAX_SLOTS]; Q];
-        let Tiling {
-            first: first_panel,
-            end,
-            bias_len,
-            ..
-        } = self.tiling;
-        let local = panel - first_panel;
-        for q in 0..Q {
-            let (from, at) = if stage == Stage::Candidate {
-                (&*self.pending, r * (end - first_panel) + local + q)
-            } else {
-                (&*self.weights.bias, panel + q)
-            };
-            let slots = side_by_side::<B>(0..C::SLOTS);
-            let begin = &from[at * bias_len..][..slots.len() * S::LANES];
-            for slot in slots {
-                sums[q][slot] = s.load(&begin[slot * S::LANES..]);
-            }
-        }
-        let (input, slots, panels) = match stage {
-            Stage::Candidate => (None, C::CANDIDATE, self.weights.candidate.as_ref()),
-            _ => (
-                Some(operands.input),
-                C::RECURRENT,
-                Some(&self.weights.recurrent),
-            ),
-        };
-        let fed = side_by_side::<B>(0..C::INPUT);
-        match input {
-            None => {}
-            Some(Input::Rows(x)) => {
-                let weights = (&self.weights.input, panel);
-                let x = &x[r * self.features..];
-                add_panels(s, &mut sums, fed, x, weights);
-            }
-            Some(Input::Ahead(chunk, first, total)) => {
-                let width = fed.len() * S::LANES;
-                for q in 0..Q {
-                    let before = (local + q) * total * C::INPUT * self.tiling.blocks;
-                    let from = &chunk[before * S::LANES + (first + r) * width..][..width];
-                    for slot in 0..fed.len() {
-                        sums[q][slot] = s.load(&from[slot * S::LANES..]);
-                    }
-                }
-            }
-        }
-        let panels = panels.expect("a second stage has weights");
-        let fed = side_by_side::<B>(slots);
-        let recurrent = &operands.recurrent[r * self.hidden..];
-        add_panels(s, &mut sums, fed, recurrent, (panels, panel));
-        // No closures: they are not inlined with their caller's instructions.
-        let first = local * self.tiling.blocks * S::LANES;
-        let per_panel = self.tiling.blocks * S::LANES;
-        if stage == Stage::Gates {
-            for q in 0..Q {
-                self.reset(s, (r, first + q * per_panel), sums[q], operands);
-            }
-        } else if B == 2 {
-            for q in 0..Q {
-                let unit = first + q * per_panel;
-                let places = [(r, unit), (r, unit + S::LANES)];
-                let mut second = sums[q];
-                second[0] = sums[q][1];
-                let pre = [sums[q], second];
-                self.results
-                    .finish(s, self.cell, places, pre, &mut operands.next);
-            }
-        } else if Q == 1 {
-            self.results
-                .finish(s, self.cell, [(r, first)], [sums[0]], &mut operands.next);
-        } else {
-            for q in 0..Q / 2 {
-                let unit = first + 2 * q * per_panel;
-                let places = [(r, unit), (r, unit + per_panel)];
-                let pre = [sums[2 * q], sums[2 * q + 1]];
-                self.results
-                    .finish(s, self.cell, places, pre, &mut operands.next);
-            }
-        }
-        Q
-    }
-
-    // ---- Several rows ------------------------------------------------------------------------------
-
     /// Some rows of one panel.
     #[inline(always)]
     fn tile<S: Simd<E>>(
@@ -326,7 +226,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         stage: Stage,
         operands: &mut Operands<'_, E>,
     ) {
-        let blocks = self.blocks(panel);
+        let blocks = blocks::<C, E>(self.weights, panel);
         let per_panel = self.tiling.bias_len;
         let row_len = blocks * C::SLOTS * S::LANES;
         let local = panel - self.tiling.first;
@@ -375,7 +275,15 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         if stage == Stage::Gates {
             for r in 0..rows.len() {
                 let pre = load_slots(s, C::SLOTS, &self.sums[r * row_len..]);
-                self.reset(s, (rows.start + r, local * S::LANES), pre, operands);
+                let place = (rows.start + r, local * S::LANES);
+                reset(
+                    s,
+                    (self.cell, self.tiling),
+                    self.pending,
+                    place,
+                    pre,
+                    operands,
+                );
             }
             return;
         }
@@ -389,32 +297,6 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
                 rows: rows.clone(),
                 unit: (local * self.tiling.blocks + b) * S::LANES,
             });
-        }
-    }
-
-    /// Blocks of units in a panel.
-    #[inline(always)]
-    fn blocks(&self, panel: usize) -> usize {
-        self.weights.recurrent.vectors(panel) / C::RECURRENT.len()
-    }
-
-    /// Between the stages: gates are activated and wait in `pending`; r*m*h' is complete once every
-    /// worker has been here. A cell with two stages has one block of units in a panel.
-    #[inline(always)]
-    fn reset<S: Simd<E>>(
-        &mut self,
-        s: S,
-        (r, unit): (usize, usize),
-        pre: Slots<S::V>,
-        operands: &mut Operands<'_, E>,
-    ) {
-        let row = &operands.recurrent[r * self.hidden..(r + 1) * self.hidden];
-        let h = s.load_partial(&row[self.tiling.first * S::LANES + unit..]);
-        let (slots, product) = self.cell.reset(s, pre, h);
-        operands.next.store(s, r, 0, unit, product);
-        let pending = r * (self.tiling.end - self.tiling.first) * S::LANES + unit;
-        for slot in 0..C::SLOTS {
-            slots[slot].store(&mut self.pending[pending * C::SLOTS + slot * S::LANES..]);
         }
     }
 
@@ -480,6 +362,201 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         let product = term(Joint::Add, weights, panel, a, fed * S::LANES);
         let sums = &mut self.sums[C::CANDIDATE.start * S::LANES..];
         add_product(s, product, (rows.len(), fed), (sums, row_len));
+    }
+}
+
+/// A row by itself, several panels at a time: what its panels share, by value, so that it need not be
+/// read again after every store.
+struct Single<'s, E, C> {
+    cell: C,
+    tiling: Tiling,
+    weights: &'s ForwardWeights<E>,
+    features: usize,
+    hidden: usize,
+    pending: &'s mut [E],
+    mask: Mask<'s, E>,
+    /// Panels at most.
+    at_once: usize,
+}
+
+impl<E: Element, C: Cell> Single<'_, E, C> {
+    /// Row `r` of some panels from `panel` on; gives how many, which is the same for every row.
+    #[inline(always)]
+    fn row<S: Simd<E>>(
+        &mut self,
+        s: S,
+        (r, panel): (usize, usize),
+        line: &mut Line<'_, E, 6, 0>,
+        stage: Stage,
+        operands: &mut Operands<'_, E>,
+    ) -> usize {
+        let left = self.tiling.end - panel;
+        // The last panel of a cell with one slot may have fewer blocks.
+        let whole = blocks::<C, E>(self.weights, self.tiling.end - 1) == self.tiling.blocks;
+        let full = if whole { left } else { left - 1 };
+        macro_rules! rows {
+            ($blocks:literal) => {
+                if S::FUSED && C::INPUT < 4 && self.at_once >= 4 && full >= 4 {
+                    self.row_of::<S, 4, $blocks>(s, (r, panel), line, stage, operands)
+                } else if S::FUSED && self.at_once >= 2 && full >= 2 {
+                    self.row_of::<S, 2, $blocks>(s, (r, panel), line, stage, operands)
+                } else {
+                    self.row_of::<S, 1, $blocks>(s, (r, panel), line, stage, operands)
+                }
+            };
+        }
+        if C::SLOTS == 1 && full > 0 {
+            rows!(2)
+        } else {
+            rows!(1)
+        }
+    }
+
+    /// Row `r` of Q panels of B blocks each.
+    #[inline(always)]
+    fn row_of<S: Simd<E>, const Q: usize, const B: usize>(
+        &mut self,
+        s: S,
+        (r, panel): (usize, usize),
+        line: &mut Line<'_, E, 6, 0>,
+        stage: Stage,
+        operands: &mut Operands<'_, E>,
+    ) -> usize {
+        let mut sums = [[s.splat(E::ZERO); MAX_SLOTS]; Q];
+        let Tiling {
+            first: first_panel,
+            end,
+            bias_len,
+            ..
+        } = self.tiling;
+        let local = panel - first_panel;
+        for q in 0..Q {
+            let (from, at) = if stage == Stage::Candidate {
+                (&*self.pending, r * (end - first_panel) + local + q)
+            } else {
+                (&*self.weights.bias, panel + q)
+            };
+            let slots = side_by_side::<B>(0..C::SLOTS);
+            let begin = &from[at * bias_len..][..slots.len() * S::LANES];
+            for slot in slots {
+                sums[q][slot] = s.load(&begin[slot * S::LANES..]);
+            }
+        }
+        let (input, slots, panels) = match stage {
+            Stage::Candidate => (None, C::CANDIDATE, self.weights.candidate.as_ref()),
+            _ => (
+                Some(operands.input),
+                C::RECURRENT,
+                Some(&self.weights.recurrent),
+            ),
+        };
+        let fed = side_by_side::<B>(0..C::INPUT);
+        match input {
+            None => {}
+            Some(Input::Rows(x)) => {
+                let weights = (&self.weights.input, panel);
+                let x = &x[r * self.features..];
+                add_panels(s, &mut sums, fed, x, weights);
+            }
+            Some(Input::Ahead(chunk, first, total)) => {
+                let width = fed.len() * S::LANES;
+                for q in 0..Q {
+                    let before = (local + q) * total * C::INPUT * self.tiling.blocks;
+                    let from = &chunk[before * S::LANES + (first + r) * width..][..width];
+                    for slot in 0..fed.len() {
+                        sums[q][slot] = s.load(&from[slot * S::LANES..]);
+                    }
+                }
+            }
+        }
+        let panels = panels.expect("a second stage has weights");
+        let fed = side_by_side::<B>(slots);
+        let recurrent = &operands.recurrent[r * self.hidden..];
+        add_panels(s, &mut sums, fed, recurrent, (panels, panel));
+        // No closures: they are not inlined with their caller's instructions.
+        let first = local * self.tiling.blocks * S::LANES;
+        let per_panel = self.tiling.blocks * S::LANES;
+        if stage == Stage::Gates {
+            for q in 0..Q {
+                let place = (r, first + q * per_panel);
+                reset(
+                    s,
+                    (self.cell, self.tiling),
+                    self.pending,
+                    place,
+                    sums[q],
+                    operands,
+                );
+            }
+        } else if B == 2 {
+            for q in 0..Q {
+                let unit = first + q * per_panel;
+                let places = [(r, unit), (r, unit + S::LANES)];
+                let mut second = sums[q];
+                second[0] = sums[q][1];
+                let pre = [sums[q], second];
+                finish(
+                    s,
+                    self.cell,
+                    (line, self.mask),
+                    places,
+                    pre,
+                    &mut operands.next,
+                );
+            }
+        } else if Q == 1 {
+            let places = [(r, first)];
+            finish(
+                s,
+                self.cell,
+                (line, self.mask),
+                places,
+                [sums[0]],
+                &mut operands.next,
+            );
+        } else {
+            for q in 0..Q / 2 {
+                let unit = first + 2 * q * per_panel;
+                let places = [(r, unit), (r, unit + per_panel)];
+                let pre = [sums[2 * q], sums[2 * q + 1]];
+                finish(
+                    s,
+                    self.cell,
+                    (line, self.mask),
+                    places,
+                    pre,
+                    &mut operands.next,
+                );
+            }
+        }
+        Q
+    }
+}
+
+/// Blocks of units in a panel.
+#[inline(always)]
+fn blocks<C: Cell, E: Element>(weights: &ForwardWeights<E>, panel: usize) -> usize {
+    weights.recurrent.vectors(panel) / C::RECURRENT.len()
+}
+
+/// Between the stages: gates are activated and wait in `pending`; r*m*h' is complete once every worker
+/// has been here. A cell with two stages has one block of units in a panel.
+#[inline(always)]
+fn reset<E: Element, C: Cell, S: Simd<E>>(
+    s: S,
+    (cell, tiling): (C, Tiling),
+    pending: &mut [E],
+    (r, unit): (usize, usize),
+    pre: Slots<S::V>,
+    operands: &mut Operands<'_, E>,
+) {
+    let row = &operands.recurrent[r * operands.hidden..(r + 1) * operands.hidden];
+    let h = s.load_partial(&row[tiling.first * S::LANES + unit..]);
+    let (slots, product) = cell.reset(s, pre, h);
+    operands.next.store(s, r, 0, unit, product);
+    let place = r * (tiling.end - tiling.first) * S::LANES + unit;
+    for slot in 0..C::SLOTS {
+        slots[slot].store(&mut pending[place * C::SLOTS + slot * S::LANES..]);
     }
 }
 
