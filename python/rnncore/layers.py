@@ -13,8 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -166,27 +165,21 @@ class Tape:
         axis = self._layer._batch_axis
         return {key: {g: a.squeeze(axis) for g, a in of.items()} for key, of in gates.items()}
 
-    @contextmanager
-    def _taken(self, keep: bool) -> Iterator[_core.Tape]:
-        """Lend the compiled tape, and take it away for good unless ``keep``.
-
-        Of two threads one gets it. The core only reads it, so an error in an argument, or memory
-        that cannot be had, leaves the tape usable; whatever else ends the call, Ctrl-C included,
-        consumes it.
-        """
+    def _take(self, keep: bool) -> _core.Tape:
+        """Lend the compiled tape, and take it away unless ``keep``; of two threads one gets it."""
         with self._lock:
             core = self._core
             if core is None:
                 _raise_used()
             if not keep:
                 self._core = None
-        try:
-            yield core
-        except (TypeError, ValueError, MemoryError):
-            # Under ``keep`` it was never taken, and another thread may have consumed it since.
-            if not keep:
-                self._core = core
-            raise
+        return core
+
+    def _give_back(self, core: _core.Tape, keep: bool) -> None:
+        """Make the tape usable again, as it was not used after all."""
+        # Under ``keep`` it was never taken, and another thread may have consumed it since.
+        if not keep:
+            self._core = core
 
     def __repr__(self) -> str:
         """Name the layer's class and the size."""
@@ -640,10 +633,15 @@ class _Recurrent(ABC, Generic[State]):
         _strict_bool("return_state_grads", return_state_grads)
         dy = None if dy is None else self._output_gradient(dy, tape)
         dstates = None if dstate is None else self._members("dstate", dstate, tape._rows)
-        with tape._taken(keep) as core:
+        core = tape._take(keep)
+        try:
             dx, dinitial, dparams, dsteps = self._stack.backward(
                 self._arrays, core, dy, dstates, return_state_grads
             )
+        except (TypeError, ValueError, MemoryError):
+            # The core only reads the tape; whatever else ends the call, Ctrl-C too, consumes it.
+            tape._give_back(core, keep)
+            raise
         dx, dinitial_state = self._outputs(dx, dinitial, tape._rows)
         params = dict(zip(self._params, dparams, strict=True))
         grads = None if dsteps is None else self._state_grads(dsteps, tape._rows)
