@@ -73,6 +73,18 @@ pub struct Extent {
     pub slots: usize,
 }
 
+impl Extent {
+    /// Columns of dpre that are packed side by side: whole vectors, and whole tiles of every usual height;
+    /// or a single tile, which then stays in L1 beside its right operand, where that is two vectors of
+    /// eight wide and there are enough of them to pay for the packing.
+    #[inline(always)]
+    fn block<E: Element, S: Simd<E>>(self) -> usize {
+        const ENOUGH: usize = 512;
+        let alone = S::REGISTERS < 32 && S::LANES == 8 && self.features + self.hidden >= ENOUGH;
+        if alone { max_rows(S::REGISTERS, 2) } else { 48 }
+    }
+}
+
 /// One thing to compute.
 enum Work<'a, E> {
     /// out [m, n] += columns `pre` of dpre, transposed, times `right` [rows, n].
@@ -319,7 +331,7 @@ impl<E: Element> ProductShare<'_, E> {
             if packed {
                 self.pack_right(s, &right[column..], n, columns, width);
             }
-            for block in blocks(m) {
+            for block in blocks(m, self.extent.block::<E, S>()) {
                 // Directly read operands may run backwards; packed ones were packed that way.
                 let (left, depth_stride) = if direct {
                     let stride = sign * self.pre_stride() as isize;
@@ -364,8 +376,7 @@ impl<E: Element> ProductShare<'_, E> {
     /// Blocks of dpre columns, row after row in the order met. Rows are taken a few at a time, so that
     /// reads stay on few pages and writes come in bursts.
     ///
-    /// Tiles of one block share its lines: side by side they would be read a little faster, but packing
-    /// six columns at a time costs three times as much as that gains.
+    /// Tiles of one block share its lines, where blocks are wider than tiles.
     #[inline(always)]
     fn pack_left<S: Simd<E>>(&mut self, s: S, pre: &Range<usize>) {
         const BURST: usize = 16;
@@ -375,11 +386,19 @@ impl<E: Element> ProductShare<'_, E> {
         self.packed_left = pre.clone();
         let (chunk, stride) = (self.chunk, self.pre_stride());
         for first in (0..chunk.rows).step_by(BURST) {
-            for block in blocks(pre.len()) {
+            for block in blocks(pre.len(), self.extent.block::<E, S>()) {
                 let to = &mut self.space.left[block.start * chunk.rows..];
+                // A whole vector where it fits: what is too much the next row overwrites.
+                let narrow = S::REGISTERS < 32 && block.len() < S::LANES;
+                let whole = narrow && block.start + S::LANES <= pre.len();
                 for k in first..(first + BURST).min(chunk.rows) {
                     let from = &chunk.pre[chunk.met(k) * stride + pre.start + block.start..];
-                    copy(s, &from[..block.len()], &mut to[k * block.len()..]);
+                    let to = &mut to[k * block.len()..];
+                    if whole && k + 1 < chunk.rows {
+                        s.load(from).store(to);
+                    } else {
+                        copy(s, &from[..block.len()], to);
+                    }
                 }
             }
         }
@@ -483,13 +502,12 @@ impl<E: Element> ProductShare<'_, E> {
     }
 }
 
-/// Cuts columns of dpre into blocks: whole vectors, and whole tiles of every usual height.
+/// Cuts columns of dpre into blocks.
 #[inline(always)]
-fn blocks(columns: usize) -> impl Iterator<Item = Range<usize>> {
-    const COLUMNS: usize = 48;
+fn blocks(columns: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
     (0..columns)
-        .step_by(COLUMNS)
-        .map(move |begin| begin..columns.min(begin + COLUMNS))
+        .step_by(block)
+        .map(move |begin| begin..columns.min(begin + block))
 }
 
 /// A short copy. One of a length that the compiler does not know would be a call.
