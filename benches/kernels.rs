@@ -343,11 +343,13 @@ fn row_kernels(criterion: &mut Criterion) {
     for level in levels() {
         let group = &mut criterion.benchmark_group(format!("row/{}", level.name()));
         // As many panels as the drivers take.
+        panel_row::<1, 4>(group, level);
+        panel_row::<2, 3>(group, level);
         panel_row::<4, 1>(group, level);
         panel_row::<4, 2>(group, level);
         panel_row::<4, 3>(group, level);
         panel_row::<2, 4>(group, level);
-        for gates in [1, 3, 4] {
+        for gates in 1..=4 {
             gate_row(group, level, gates, 128);
             gate_row(group, level, gates, 512);
         }

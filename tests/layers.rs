@@ -767,6 +767,7 @@ fn agrees_beyond_the_caches<E: Element>() {
     let _turn = pool();
     for (cell, merge) in [
         (CellKind::Lstm, None),
+        (CellKind::Lstm, Some(Merge::Concat)),
         (
             CellKind::Gru {
                 reset_after: false,

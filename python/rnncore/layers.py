@@ -46,7 +46,6 @@ from rnncore.parameters import (
     as_uint64,
     check_shape,
     inside_lengths,
-    on_line,
     refuse_copy,
 )
 from rnncore.protocol import Context, Interface
@@ -165,8 +164,8 @@ class Tape:
         axis = self._layer._batch_axis
         return {key: {g: a.squeeze(axis) for g, a in of.items()} for key, of in gates.items()}
 
-    def _take(self, keep: bool) -> _core.Tape:
-        """Lend the compiled tape, and take it away unless ``keep``; of two threads one gets it."""
+    def _opened(self, *, keep: bool) -> _core.Tape:
+        """Return the compiled tape; unless ``keep``, consume this one, of two threads for one."""
         with self._lock:
             core = self._core
             if core is None:
@@ -174,12 +173,6 @@ class Tape:
             if not keep:
                 self._core = None
         return core
-
-    def _give_back(self, core: _core.Tape, keep: bool) -> None:
-        """Make the tape usable again, as it was not used after all."""
-        # Under ``keep`` it was never taken, and another thread may have consumed it since.
-        if not keep:
-            self._core = core
 
     def __repr__(self) -> str:
         """Name the layer's class and the size."""
@@ -417,8 +410,11 @@ class _Recurrent(ABC, Generic[State]):
 
     def _adopt(self, parameters: dict[str, Array]) -> None:
         """Make `parameters` the layer's own and build the compiled stack."""
-        # Arrays from a pickle may lie anywhere, even in a read-only buffer.
-        arrays = {name: on_line(array) for name, array in parameters.items()}
+        # Arrays from a pickle may stand on a read-only buffer.
+        arrays = {
+            name: array if array.flags.writeable else array.copy()
+            for name, array in parameters.items()
+        }
         letters = {name: text for name, (_, text) in self._shapes().items()}
         self._params = Parameters(arrays, letters)
         self._arrays = list(self._params.values())
@@ -633,14 +629,16 @@ class _Recurrent(ABC, Generic[State]):
         _strict_bool("return_state_grads", return_state_grads)
         dy = None if dy is None else self._output_gradient(dy, tape)
         dstates = None if dstate is None else self._members("dstate", dstate, tape._rows)
-        core = tape._take(keep)
+        core = tape._opened(keep=keep)
         try:
             dx, dinitial, dparams, dsteps = self._stack.backward(
                 self._arrays, core, dy, dstates, return_state_grads
             )
         except (TypeError, ValueError, MemoryError):
             # The core only reads the tape; whatever else ends the call, Ctrl-C too, consumes it.
-            tape._give_back(core, keep)
+            # Under `keep` it was never taken, and another thread may have consumed it since.
+            if not keep:
+                tape._core = core
             raise
         dx, dinitial_state = self._outputs(dx, dinitial, tape._rows)
         params = dict(zip(self._params, dparams, strict=True))

@@ -1,5 +1,6 @@
-//! Products of a single row, which has too few independent sums in one panel to keep the multiply-add
-//! units busy: it takes several at once.
+//! Products of a single row, which may have too few independent sums in one panel to keep the multiply-add
+//! units busy: then it takes several at once. Enough are four to eight chains, the latency of a multiply-add
+//! times how many begin in a cycle, wherever weights come from near; from afar fewer do.
 //!
 //! Forward these are panels of other units, and [`add_row`] leaves the sums in the registers of whoever
 //! asks: at one row a trip through memory would be felt. Backward they are the gates, each with a chain
@@ -203,9 +204,9 @@ unsafe fn sum_row_of_pairs<E: Element, S: Simd<E>, const Q: usize>(
 /// `sums[n] = sum over g of (sum over k of a[g][k] * panels[g][k][n])`: a chain of sums per gate, then
 /// the gates in order.
 pub struct GateProduct<'a, E> {
-    /// G, at most 4.
+    /// G, 1 to 4.
     pub gates: usize,
-    /// [G, depth]
+    /// [G, depth of the panels / G]
     pub a: &'a [E],
     /// Columns of a matrix [G, depth, columns].
     pub panels: &'a Panels<E>,
@@ -218,7 +219,8 @@ pub struct GateProduct<'a, E> {
 /// The product of one row with a matrix of gates.
 ///
 /// # Panics
-/// When an index would leave its slice, or there are more than four gates.
+/// When there are no such panels, an index would leave its slice, the gates are none or more than four, or
+/// the panels' depth is no multiple of them.
 #[inline(always)]
 pub fn multiply_row<E: Element, S: Simd<E>>(s: S, product: GateProduct<'_, E>) {
     match product.gates {
@@ -244,7 +246,7 @@ impl<E: Element, const G: usize> Kernel<E> for Gates<'_, E, G> {
             mut sums,
             ..
         } = self.0;
-        assert!(panels.depth().is_multiple_of(G));
+        assert!(panels.depth().is_multiple_of(G) && range.end <= panels.count());
         let mut panel = range.start;
         while panel < range.end {
             let vectors = panels.vectors(panel);

@@ -186,18 +186,6 @@ impl<'a, E: Element, const W: usize, const R: usize> Strips<'a, E, W, R> {
         self.width
     }
 
-    /// Whether written table `k` is there.
-    #[inline(always)]
-    pub fn has(&self, k: usize) -> bool {
-        !self.written[k].absent
-    }
-
-    /// Whether read table `k` is there.
-    #[inline(always)]
-    pub fn has_read(&self, k: usize) -> bool {
-        !self.read[k].absent
-    }
-
     /// A row of the step, in every table.
     ///
     /// # Panics
@@ -268,16 +256,19 @@ impl<'s, E: Element, const W: usize, const R: usize> Line<'s, E, W, R> {
     /// Whether written table `k` is there.
     #[inline(always)]
     pub fn has(&self, k: usize) -> bool {
-        !self.written[k].is_null()
+        self.written_slots[k] > 0
     }
 
     /// Whether read table `k` is there.
     #[inline(always)]
     pub fn has_read(&self, k: usize) -> bool {
-        !self.read[k].is_null()
+        self.read_slots[k] > 0
     }
 
     /// The columns from `column` on that a vector of S has.
+    ///
+    /// # Panics
+    /// When there is no such column.
     #[inline(always)]
     pub fn lanes<S: Simd<E>>(&self, column: usize) -> usize {
         S::LANES.min(self.width(column))

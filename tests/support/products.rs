@@ -361,9 +361,20 @@ pub fn every_gate_product<E: Element, S: Simd<E>>(
 ) {
     let l = S::LANES;
     for gates in 1..=4 {
-        for (turn, columns) in [1, l - 1, l, l + 1, 4 * l, 7 * l + 1, 10 * l - 1, 24 * l]
-            .into_iter()
-            .enumerate()
+        for (turn, columns) in [
+            1,
+            l - 1,
+            l,
+            l + 1,
+            4 * l,
+            5 * l,
+            6 * l + 1,
+            7 * l,
+            10 * l - 1,
+            24 * l,
+        ]
+        .into_iter()
+        .enumerate()
         {
             let depth = DEPTHS[(turn + gates) % 5];
             gate_products_of(s, [gates, depth, columns], multiply_add);

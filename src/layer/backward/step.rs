@@ -214,7 +214,7 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
         }
     }
 
-    /// One row: all gates of a panel at once, each with a chain of sums.
+    /// One row: all gates of a panel at once, or several panels of a single gate, each with a chain of sums.
     #[inline(always)]
     fn row<S: Simd<E>>(
         &mut self,

@@ -196,7 +196,7 @@ impl<E: Element, C: Cell> Kernel<E> for FinishTile<'_, '_, '_, E, C> {
 }
 
 /// The cell's equations for N vectors of units, each of the row and unit that `places` says, and every
-/// place where their results go.
+/// place where their results go. Where `lines` is a single line, all places are in its row.
 #[inline(always)]
 pub(super) fn finish<E: Element, K: Cell, S: Simd<E>, const N: usize>(
     s: S,

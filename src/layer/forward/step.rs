@@ -1,4 +1,4 @@
-//! One step of a share: its products, tile by tile, or several panels at a time for a single row.
+//! One step of a share: its products, tile by tile, or a panel or several at a time for a single row.
 
 use std::ops::Range;
 
@@ -41,24 +41,40 @@ impl Tiling {
     }
 }
 
-/// Panels that a single row takes at once.
+/// Panels that a single row takes at once in a stage that h' feeds `fed` slots of.
 ///
 /// More panels have more independent sums, which hide the latency of a multiply-add. Fewer end sooner, and
-/// the weights of the next are asked for while the cell is computed. With 32 registers 4 to 6 sums are
-/// enough; with 16 their vectors are half as long, and as many as registers hold are better as long as U is
-/// near. Pairs of bfloat16 are half the bytes and twice the work, and want more. A level that does not fuse
-/// is not there for speed: one, for the sake of the module's size.
-fn panels_at_once<E: Element, S: Simd<E>, C: Cell>(hidden: usize, short: bool) -> usize {
+/// the weights of the next are asked for while the cell is computed. Measured for LSTM and GRU on a Zen 4:
+/// with 32 registers 4 to 6 sums are enough; with 16 their vectors are half as long, and 8 to 12 are better
+/// as long as U is near. Pairs of bfloat16 are half the bytes and twice the work, and want more. Four panels
+/// of one or two slots are a guess for MGU and vanilla cells. A level that does not fuse is not there for speed: one, for the
+/// sake of the module's size.
+fn panels_at_once<E: Element, S: Simd<E>, C: Cell>(
+    fed: usize,
+    hidden: usize,
+    short: bool,
+) -> usize {
     /// Bytes of U that a first-level cache holds.
     const NEAR: usize = 32 << 10;
-    let near = C::SLOTS * hidden * hidden * size_of::<E>() <= NEAR;
+    let gates = C::RECURRENT.len() + C::CANDIDATE.len();
+    let near = gates * hidden * hidden * size_of::<E>() <= NEAR;
     let few_registers = S::REGISTERS < 32;
+    match fed {
+        _ if !S::FUSED => 1,
+        4.. if short || (few_registers && near) => 2,
+        4.. => 1,
+        _ if C::INPUT == 3 && !few_registers => 2,
+        3 if short || near => 4,
+        3 => 2,
+        _ => 4,
+    }
+}
+
+/// The most that [`panels_at_once`] may say: as many are compiled.
+const fn most_panels<E: Element, S: Simd<E>, C: Cell>() -> usize {
     match C::INPUT {
         _ if !S::FUSED => 1,
-        4.. if short || few_registers && near => 2,
-        4.. => 1,
-        3 if few_registers && (short || near) => 4,
-        3 => 2,
+        4.. => 2,
         _ => 4,
     }
 }
@@ -92,6 +108,7 @@ struct Operands<'r, E> {
     input: Input<'r, E>,
     /// [rows, H] m*h', or r*m*h' in the second stage.
     recurrent: &'r [E],
+    /// H.
     hidden: usize,
     /// [rows, units of this share] m*h; or r*m*h' in the first stage of two.
     next: Block<'r, E>,
@@ -180,6 +197,10 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         };
         let work = blocks * slots * S::LANES * (self.features + self.hidden);
         if rows == 1 || self.weights.is_short() {
+            let fed = match stage {
+                Stage::Candidate => C::CANDIDATE.len(),
+                _ => C::RECURRENT.len(),
+            };
             let Results { strips, mask } = &mut self.results;
             let mut single = Single {
                 cell: self.cell,
@@ -189,7 +210,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
                 hidden: self.hidden,
                 pending: self.pending,
                 mask: *mask,
-                at_once: panels_at_once::<E, S, C>(self.hidden, self.weights.is_short()),
+                at_once: panels_at_once::<E, S, C>(fed, self.hidden, self.weights.is_short()),
             };
             let mut line = strips.line(0);
             let mut panel = first;
@@ -365,7 +386,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
     }
 }
 
-/// A row by itself, several panels at a time: what its panels share, by value, so that it need not be
+/// A row by itself, a panel or several at a time: what its panels share, by value, so that it need not be
 /// read again after every store.
 struct Single<'s, E, C> {
     cell: C,
@@ -396,9 +417,9 @@ impl<E: Element, C: Cell> Single<'_, E, C> {
         let full = if whole { left } else { left - 1 };
         macro_rules! rows {
             ($blocks:literal) => {
-                if S::FUSED && C::INPUT < 4 && self.at_once >= 4 && full >= 4 {
+                if most_panels::<E, S, C>() >= 4 && self.at_once >= 4 && full >= 4 {
                     self.row_of::<S, 4, $blocks>(s, (r, panel), line, stage, operands)
-                } else if S::FUSED && self.at_once >= 2 && full >= 2 {
+                } else if most_panels::<E, S, C>() >= 2 && self.at_once >= 2 && full >= 2 {
                     self.row_of::<S, 2, $blocks>(s, (r, panel), line, stage, operands)
                 } else {
                     self.row_of::<S, 1, $blocks>(s, (r, panel), line, stage, operands)
