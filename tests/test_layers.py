@@ -852,3 +852,12 @@ def test_a_nan_among_bfloat16_weights_stays_one() -> None:
     layer.params["weight_ih_l0"].view(np.uint32)[2, 1] = 0x7F800001
     y = layer.freeze(weights="bfloat16").step(np.ones(3, np.float32))
     assert np.isnan(y).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_parameters_of_copies_begin_on_cache_lines(copied: Any) -> None:
+    layer = rc.GRU(3, 5, num_layers=2, bidirectional=True, seed=0)
+    for one in (layer, copied(layer)):
+        assert {array.ctypes.data % 64 for array in one.params.values()} == {0}

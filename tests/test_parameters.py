@@ -35,7 +35,9 @@ from rnncore.parameters import (
     check_names,
     check_range,
     check_shape,
+    empty_on_line,
     inside_lengths,
+    on_line,
 )
 
 FLOATS = ("float32", "float64")
@@ -667,3 +669,30 @@ def test_the_state_of_masks() -> None:
             as_mask_state(bad)
     with pytest.raises(ValueError, match=r"seed: expected an integer in \[0, 2\*\*64\)"):
         as_mask_state({"seed": str(2**64), "call_number": "0"})
+
+
+# ---- Memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (2, 0, 4), (7, 1, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_on_a_line(shape: tuple[int, ...], dtype: str) -> None:
+    fresh = empty_on_line(shape, dtype)
+    assert fresh.shape == shape
+    assert fresh.dtype == dtype
+    assert fresh.flags.c_contiguous
+    assert fresh.flags.writeable
+    assert fresh.size == 0 or fresh.ctypes.data % 64 == 0
+
+
+def test_only_what_is_off_the_line_or_locked_is_copied() -> None:
+    array = empty_on_line((4, 4), "float32")
+    array[...] = np.arange(16).reshape(4, 4)
+    assert on_line(array) is array
+    shifted = array.ravel()[1:]
+    assert np.array_equal(on_line(shifted), shifted)
+    assert on_line(shifted).ctypes.data % 64 == 0
+    locked = array[:]
+    locked.flags.writeable = False
+    assert on_line(locked).flags.writeable
+    assert np.array_equal(on_line(locked), array)

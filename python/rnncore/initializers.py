@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rnncore.parameters import empty_on_line
+
 __all__ = ["INITS", "glorot_uniform", "orthogonal", "recurrent_parameters"]
 
 
@@ -116,7 +118,7 @@ def recurrent_parameters(
     Returns
     -------
     dict
-        Name to a fresh C-contiguous array, in the order of ``shapes``.
+        Name to a fresh C-contiguous array on a cache line, in the order of ``shapes``.
 
     References
     ----------
@@ -136,7 +138,7 @@ def recurrent_parameters(
     scheme = INITS[init]
     parameters = {}
     for name, shape in shapes.items():
-        values = parameters[name] = np.empty(shape, dtype)
+        values = parameters[name] = empty_on_line(shape, dtype)
         for gate in range(shape[0] // hidden_size):
             rows = slice(gate * hidden_size, (gate + 1) * hidden_size)
             block: tuple[int, ...] = (hidden_size, *shape[1:])

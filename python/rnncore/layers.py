@@ -46,6 +46,7 @@ from rnncore.parameters import (
     as_uint64,
     check_shape,
     inside_lengths,
+    on_line,
     refuse_copy,
 )
 from rnncore.protocol import Context, Interface
@@ -410,11 +411,8 @@ class _Recurrent(ABC, Generic[State]):
 
     def _adopt(self, parameters: dict[str, Array]) -> None:
         """Make `parameters` the layer's own and build the compiled stack."""
-        # Arrays from a pickle may stand on a read-only buffer.
-        arrays = {
-            name: array if array.flags.writeable else array.copy()
-            for name, array in parameters.items()
-        }
+        # Arrays from a pickle may lie anywhere, even in a read-only buffer.
+        arrays = {name: on_line(array) for name, array in parameters.items()}
         letters = {name: text for name, (_, text) in self._shapes().items()}
         self._params = Parameters(arrays, letters)
         self._arrays = list(self._params.values())

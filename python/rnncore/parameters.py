@@ -48,12 +48,15 @@ __all__ = [
     "check_names",
     "check_range",
     "check_shape",
+    "empty_on_line",
     "inside_lengths",
+    "on_line",
     "refuse_copy",
 ]
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
+_LINE = 64  # bytes of a cache line, and of the widest vector
 _INT64 = np.dtype(np.int64)
 
 # What a setting must be: see ``as_setting``.
@@ -267,6 +270,45 @@ def _adopt(name: str, array: object) -> NDArray[Any]:
 
 
 # ---- Arrays ------------------------------------------------------------------------------------
+
+
+def empty_on_line(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an uninitialised array that begins on a cache line.
+
+    NumPy's own begin anywhere, so that vectors straddle two lines; and they may be resized, which
+    would take the memory away under a call of the core. A view of other memory refuses that.
+
+    Parameters
+    ----------
+    shape, dtype
+        As for ``numpy.empty``.
+
+    Returns
+    -------
+    ndarray
+        C-contiguous; a view of a little more memory.
+
+    Examples
+    --------
+    >>> from rnncore.parameters import empty_on_line
+    >>> array = empty_on_line((3, 5), "float32")
+    >>> array.shape, array.ctypes.data % 64
+    ((3, 5), 0)
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _LINE - 1, np.uint8)
+    first = -memory.ctypes.data % _LINE
+    return memory[first : first + size].view(dtype).reshape(shape)
+
+
+def on_line(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array itself if it begins on a cache line and can be written to, else a copy."""
+    if array.flags.writeable and array.ctypes.data % _LINE == 0:
+        return array
+    copy = empty_on_line(array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 def as_real_array(
