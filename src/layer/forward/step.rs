@@ -47,8 +47,8 @@ impl Tiling {
 /// the weights of the next are asked for while the cell is computed. Measured for LSTM and GRU on a Zen 4:
 /// with 32 registers 4 to 6 sums are enough; with 16 their vectors are half as long, and 8 to 12 are better
 /// as long as U is near. Pairs of bfloat16 are half the bytes and twice the work, and want more. Four panels
-/// of one or two slots are a guess for MGU and vanilla cells. A level that does not fuse is not there for speed: one, for the
-/// sake of the module's size.
+/// of one or two slots are a guess for MGU and vanilla cells. A level that does not fuse is not there for
+/// speed: one, for the sake of the module's size.
 fn panels_at_once<E: Element, S: Simd<E>, C: Cell>(
     fed: usize,
     hidden: usize,
