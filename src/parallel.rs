@@ -14,9 +14,10 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicUsize, Ordering};
-use std::thread::{self, Builder, Thread, ThreadId};
+use std::thread::{self, Builder, JoinHandle, Thread, ThreadId};
 use std::time::Duration;
 
+use crate::cores::{self, Cores};
 use crate::error::{Error, Result};
 
 /// Pauses before a waiting thread yields: about 100 us on Zen 3 and 4. A guess: long enough to bridge
@@ -261,13 +262,17 @@ struct Task<'a> {
 struct Seat {
     task: AtomicPtr<Task<'static>>,
     eager: AtomicBool,
+    /// The worker sleeps, or has not begun to live.
+    asleep: AtomicBool,
+    /// Where the worker may run, while it is kept off a core to be woken.
+    home: Mutex<Option<Cores>>,
 }
 
 struct Pool {
     process: u32,
     taken: AtomicBool,
     cores: usize,
-    workers: Mutex<Vec<(&'static Seat, Thread)>>,
+    workers: Mutex<Vec<(&'static Seat, JoinHandle<()>)>>,
 }
 
 static POOL: AtomicPtr<Pool> = AtomicPtr::new(std::ptr::null_mut());
@@ -312,12 +317,14 @@ impl Pool {
             let seat: &'static Seat = Box::leak(Box::new(Seat {
                 task: AtomicPtr::new(std::ptr::null_mut()),
                 eager: AtomicBool::new(true),
+                asleep: AtomicBool::new(true),
+                home: Mutex::new(None),
             }));
             let spawned = Builder::new()
                 .name(format!("rnncore-{index}"))
                 .spawn(move || attend(seat, index));
             match spawned {
-                Ok(handle) => workers.push((seat, handle.thread().clone())),
+                Ok(worker) => workers.push((seat, worker)),
                 Err(_) => break,
             }
         }
@@ -334,11 +341,14 @@ impl Pool {
             panicked: AtomicBool::new(false),
             caller: thread::current(),
         };
-        for (seat, thread) in lock(&self.workers).iter().take(size - 1) {
+        for (seat, worker) in lock(&self.workers).iter().take(size - 1) {
+            if eager && seat.asleep.load(Ordering::Relaxed) {
+                *lock(&seat.home) = cores::keep_off_this(worker);
+            }
             seat.eager.store(eager, Ordering::Relaxed);
             seat.task
                 .store((&raw const task).cast_mut().cast(), Ordering::Release);
-            thread.unpark();
+            worker.thread().unpark();
         }
         let mine = catch_unwind(AssertUnwindSafe(|| work(0)));
         let mut wait = Wait::new(eager);
@@ -476,9 +486,14 @@ fn attend(seat: &Seat, index: usize) {
                 break task;
             }
             if !wait.pause() {
+                seat.asleep.store(true, Ordering::Relaxed);
                 thread::park();
+                seat.asleep.store(false, Ordering::Relaxed);
             }
         };
+        if let Some(home) = lock(&seat.home).take() {
+            home.take_back();
+        }
         // SAFETY: the caller keeps the task alive until `pending` is 0, which the last line here makes
         // it; nothing of the task is touched after that.
         let caller = unsafe {
@@ -523,6 +538,24 @@ mod tests {
             assert_eq!(Team::assemble(2, &watch).size(), 1);
         }
         drop(first);
+    }
+
+    #[test]
+    fn a_woken_worker_may_run_wherever_its_caller_may() {
+        let cores = || thread::available_parallelism().unwrap().get();
+        let watch = Watch::unattended();
+        let team = Team::assemble(2, &watch);
+        for _ in 0..3 {
+            let seen = Mutex::new(Vec::new());
+            let result = team.run(vec![0, 1], |_| {
+                lock(&seen).push(cores());
+                // So that the other share is for the other thread.
+                thread::sleep(Duration::from_millis(5));
+                Ok(())
+            });
+            assert_eq!(result, Ok(()));
+            assert_eq!(lock(&seen)[..], [cores(); 2]);
+        }
     }
 
     #[test]
