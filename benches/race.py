@@ -10,11 +10,13 @@ from __future__ import annotations
 import gc
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import ours
@@ -31,6 +33,8 @@ SAMPLE_SECONDS = 0.003  # a sample repeats a short call for about so long
 # Beside a busy neighbour a sample is many slices of the scheduler's, or it is luck.
 NEIGHBOUR_SAMPLE_SECONDS = 0.1
 LONG_CALL_SECONDS = 0.02  # from here on a call warms itself: no untimed call before a sample
+THREADS = Path("/proc/self/task")  # what every thread does, where the system is Linux
+QUIET_SECONDS = 0.2  # the longest wait for the contestant before to come to rest
 ORDER_SEED = 3  # the orders of the rounds are the same in every run
 CROWD = 7  # a case of more contestants has more time
 
@@ -107,12 +111,28 @@ def assemble(case: Case, peer_names: Sequence[str], program: str | None, stack: 
 
 
 def quiesce() -> None:
-    """Wait until the threads of the contestant before have stopped to spin, 50 ms at most."""
-    for _ in range(50):
-        busy = time.process_time()
+    """Wait until no other thread of this process runs: some spin for 100 ms after their last work.
+
+    Elsewhere than on Linux, which says what a thread does, it is a pause of so long.
+    """
+    if not THREADS.exists():
+        time.sleep(QUIET_SECONDS)
+        return
+    end = time.perf_counter() + QUIET_SECONDS
+    while others_run() and time.perf_counter() < end:
         time.sleep(0.001)
-        if time.process_time() - busy < 0.0003:
-            return
+
+
+def others_run() -> bool:
+    """Return whether a thread beside the calling one is running, or would if it had a core."""
+    own = str(threading.get_native_id())
+    for thread in THREADS.iterdir():
+        # "id (name) state ...", where a name may hold anything; an ended thread has no file.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            state = (thread / "stat").read_text().rpartition(") ")[2][0]
+            if state == "R" and thread.name != own:
+                return True
+    return False
 
 
 def sample(entry: Contestant, calls: int, warm: bool) -> float:
