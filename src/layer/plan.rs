@@ -109,6 +109,14 @@ pub struct Cuts {
 }
 
 impl Cuts {
+    /// A share for every row.
+    pub fn single_rows(schedule: &Schedule, hidden: usize) -> Self {
+        Self {
+            rows: (0..schedule.batch()).map(|row| row..row + 1).collect(),
+            units: std::iter::once(0..hidden).collect(),
+        }
+    }
+
     /// For `hidden` units of `gates` gates, numbers of `bytes` each, where `threads` work on each
     /// direction, of which `cores` can run side by side. Units are cut at multiples of `grain`, so that no
     /// panel is cut.

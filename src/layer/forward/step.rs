@@ -196,36 +196,9 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             _ => C::SLOTS,
         };
         let work = blocks * slots * S::LANES * (self.features + self.hidden);
-        if rows == 1 || self.weights.is_short() {
-            let fed = match stage {
-                Stage::Candidate => C::CANDIDATE.len(),
-                _ => C::RECURRENT.len(),
-            };
-            let Results { strips, mask } = &mut self.results;
-            let mut single = Single {
-                cell: self.cell,
-                tiling: self.tiling,
-                weights: self.weights,
-                features: self.features,
-                hidden: self.hidden,
-                pending: self.pending,
-                mask: *mask,
-                at_once: panels_at_once::<E, S, C>(fed, self.hidden, self.weights.is_short()),
-            };
-            let mut line = strips.line(0);
-            let mut panel = first;
-            while panel < end {
-                let mut count = 0;
-                for r in 0..rows {
-                    if rows > 1 {
-                        line = strips.line(r);
-                    }
-                    count = single.row(s, (r, panel), &mut line, stage, &mut operands);
-                }
-                panel += count;
-                self.meter.spend(rows * count * work)?;
-            }
-            return Ok(());
+        if rows == 1 {
+            self.single(s, stage, &mut operands);
+            return self.meter.spend((end - first) * work);
         }
         let most = max_rows(S::REGISTERS, blocks * C::INPUT.max(C::RECURRENT.len()));
         for panel in first..end {
@@ -235,6 +208,33 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             self.meter.spend(rows * work)?;
         }
         Ok(())
+    }
+
+    /// The only row of a step.
+    #[inline(always)]
+    fn single<S: Simd<E>>(&mut self, s: S, stage: Stage, operands: &mut Operands<'_, E>) {
+        let Tiling {
+            first, end, blocks, ..
+        } = self.tiling;
+        let fed = match stage {
+            Stage::Candidate => C::CANDIDATE.len(),
+            _ => C::RECURRENT.len(),
+        };
+        let Results { strips, mask } = &mut self.results;
+        let mut single = Single {
+            cell: self.cell,
+            tiling: self.tiling,
+            weights: self.weights,
+            pending: self.pending,
+            mask: *mask,
+            at_once: panels_at_once::<E, S, C>(fed, self.hidden, self.weights.is_short()),
+            full_end: end - usize::from(self::blocks::<C, E>(self.weights, end - 1) < blocks),
+        };
+        let mut line = strips.line(0);
+        let mut panel = first;
+        while panel < end {
+            panel += single.panels(s, panel, &mut line, stage, operands);
+        }
     }
 
     /// Some rows of one panel.
@@ -387,42 +387,40 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
 }
 
 /// A row by itself, a panel or several at a time: what its panels share, by value, so that it need not be
-/// read again after every store.
+/// read again after every store. That it is the only one is worth up to 15 % of a step of 32 units, beside
+/// a loop over rows: so rows that must go by themselves are shares of their own.
 struct Single<'s, E, C> {
     cell: C,
     tiling: Tiling,
     weights: &'s ForwardWeights<E>,
-    features: usize,
-    hidden: usize,
     pending: &'s mut [E],
     mask: Mask<'s, E>,
     /// Panels at most.
     at_once: usize,
+    /// Where panels of all blocks end: the last one of a cell with one slot may have fewer.
+    full_end: usize,
 }
 
 impl<E: Element, C: Cell> Single<'_, E, C> {
-    /// Row `r` of some panels from `panel` on; gives how many, which is the same for every row.
+    /// Some panels from `panel` on; gives how many.
     #[inline(always)]
-    fn row<S: Simd<E>>(
+    fn panels<S: Simd<E>>(
         &mut self,
         s: S,
-        (r, panel): (usize, usize),
+        panel: usize,
         line: &mut Line<'_, E, 6, 0>,
         stage: Stage,
         operands: &mut Operands<'_, E>,
     ) -> usize {
-        let left = self.tiling.end - panel;
-        // The last panel of a cell with one slot may have fewer blocks.
-        let whole = blocks::<C, E>(self.weights, self.tiling.end - 1) == self.tiling.blocks;
-        let full = if whole { left } else { left - 1 };
+        let full = self.full_end.saturating_sub(panel);
         macro_rules! rows {
             ($blocks:literal) => {
                 if most_panels::<E, S, C>() >= 4 && self.at_once >= 4 && full >= 4 {
-                    self.row_of::<S, 4, $blocks>(s, (r, panel), line, stage, operands)
+                    self.panels_of::<S, 4, $blocks>(s, panel, line, stage, operands)
                 } else if most_panels::<E, S, C>() >= 2 && self.at_once >= 2 && full >= 2 {
-                    self.row_of::<S, 2, $blocks>(s, (r, panel), line, stage, operands)
+                    self.panels_of::<S, 2, $blocks>(s, panel, line, stage, operands)
                 } else {
-                    self.row_of::<S, 1, $blocks>(s, (r, panel), line, stage, operands)
+                    self.panels_of::<S, 1, $blocks>(s, panel, line, stage, operands)
                 }
             };
         }
@@ -433,34 +431,33 @@ impl<E: Element, C: Cell> Single<'_, E, C> {
         }
     }
 
-    /// Row `r` of Q panels of B blocks each.
+    /// Q panels of B blocks each.
     #[inline(always)]
-    fn row_of<S: Simd<E>, const Q: usize, const B: usize>(
+    fn panels_of<S: Simd<E>, const Q: usize, const B: usize>(
         &mut self,
         s: S,
-        (r, panel): (usize, usize),
+        panel: usize,
         line: &mut Line<'_, E, 6, 0>,
         stage: Stage,
         operands: &mut Operands<'_, E>,
     ) -> usize {
         let mut sums = [[s.splat(E::ZERO); MAX_SLOTS]; Q];
-        let Tiling {
-            first: first_panel,
-            end,
-            bias_len,
-            ..
-        } = self.tiling;
-        let local = panel - first_panel;
-        for q in 0..Q {
-            let (from, at) = if stage == Stage::Candidate {
-                (&*self.pending, r * (end - first_panel) + local + q)
-            } else {
-                (&*self.weights.bias, panel + q)
-            };
-            let slots = side_by_side::<B>(0..C::SLOTS);
-            let begin = &from[at * bias_len..][..slots.len() * S::LANES];
-            for slot in slots {
-                sums[q][slot] = s.load(&begin[slot * S::LANES..]);
+        let bias_len = self.tiling.bias_len;
+        let local = panel - self.tiling.first;
+        // W x that was computed ahead has the bias in it.
+        let all_ahead = matches!(operands.input, Input::Ahead(..)) && C::INPUT == C::SLOTS;
+        if stage == Stage::Candidate || !all_ahead {
+            for q in 0..Q {
+                let (from, at) = if stage == Stage::Candidate {
+                    (&*self.pending, local + q)
+                } else {
+                    (&*self.weights.bias, panel + q)
+                };
+                let slots = side_by_side::<B>(0..C::SLOTS);
+                let begin = &from[at * bias_len..][..slots.len() * S::LANES];
+                for slot in slots {
+                    sums[q][slot] = s.load(&begin[slot * S::LANES..]);
+                }
             }
         }
         let (input, slots, panels) = match stage {
@@ -476,14 +473,13 @@ impl<E: Element, C: Cell> Single<'_, E, C> {
             None => {}
             Some(Input::Rows(x)) => {
                 let weights = (&self.weights.input, panel);
-                let x = &x[r * self.features..];
                 add_panels(s, &mut sums, fed, x, weights);
             }
             Some(Input::Ahead(chunk, first, total)) => {
                 let width = fed.len() * S::LANES;
                 for q in 0..Q {
                     let before = (local + q) * total * C::INPUT * self.tiling.blocks;
-                    let from = &chunk[before * S::LANES + (first + r) * width..][..width];
+                    let from = &chunk[before * S::LANES + first * width..][..width];
                     for slot in 0..fed.len() {
                         sums[q][slot] = s.load(&from[slot * S::LANES..]);
                     }
@@ -492,14 +488,13 @@ impl<E: Element, C: Cell> Single<'_, E, C> {
         }
         let panels = panels.expect("a second stage has weights");
         let fed = side_by_side::<B>(slots);
-        let recurrent = &operands.recurrent[r * self.hidden..];
-        add_panels(s, &mut sums, fed, recurrent, (panels, panel));
+        add_panels(s, &mut sums, fed, operands.recurrent, (panels, panel));
         // No closures: they are not inlined with their caller's instructions.
         let first = local * self.tiling.blocks * S::LANES;
         let per_panel = self.tiling.blocks * S::LANES;
         if stage == Stage::Gates {
             for q in 0..Q {
-                let place = (r, first + q * per_panel);
+                let place = (0, first + q * per_panel);
                 reset(
                     s,
                     (self.cell, self.tiling),
@@ -512,7 +507,7 @@ impl<E: Element, C: Cell> Single<'_, E, C> {
         } else if B == 2 {
             for q in 0..Q {
                 let unit = first + q * per_panel;
-                let places = [(r, unit), (r, unit + S::LANES)];
+                let places = [(0, unit), (0, unit + S::LANES)];
                 let mut second = sums[q];
                 second[0] = sums[q][1];
                 let pre = [sums[q], second];
@@ -526,7 +521,7 @@ impl<E: Element, C: Cell> Single<'_, E, C> {
                 );
             }
         } else if Q == 1 {
-            let places = [(r, first)];
+            let places = [(0, first)];
             finish(
                 s,
                 self.cell,
@@ -538,7 +533,7 @@ impl<E: Element, C: Cell> Single<'_, E, C> {
         } else {
             for q in 0..Q / 2 {
                 let unit = first + 2 * q * per_panel;
-                let places = [(r, unit), (r, unit + per_panel)];
+                let places = [(0, unit), (0, unit + per_panel)];
                 let pre = [sums[2 * q], sums[2 * q + 1]];
                 finish(
                     s,
