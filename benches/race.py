@@ -111,20 +111,22 @@ def assemble(case: Case, peer_names: Sequence[str], program: str | None, stack: 
 
 
 def quiesce() -> None:
-    """Wait until no other thread of this process runs: some spin for 100 ms after their last work.
-
-    Elsewhere than on Linux, which says what a thread does, it is a pause of so long.
-    """
-    if not THREADS.exists():
-        time.sleep(QUIET_SECONDS)
-        return
+    """Wait until no other thread of this process runs: some spin for 100 ms after their work."""
     end = time.perf_counter() + QUIET_SECONDS
     while others_run() and time.perf_counter() < end:
         time.sleep(0.001)
 
 
 def others_run() -> bool:
-    """Return whether a thread beside the calling one is running, or would if it had a core."""
+    """Return whether a thread beside the calling one is running, or would if it had a core.
+
+    Elsewhere than on Linux, which says what each thread does, the process's clock tells it. That
+    counts the work of another core only at its ticks, 4 to 10 ms apart.
+    """
+    if not THREADS.exists():
+        busy = time.process_time()
+        time.sleep(0.02)
+        return time.process_time() - busy > 0.004
     own = str(threading.get_native_id())
     for thread in THREADS.iterdir():
         # "id (name) state ...", where a name may hold anything; an ended thread has no file.
@@ -175,12 +177,8 @@ def measure(found: Field, seconds: float, sample_seconds: float) -> dict[str, li
     once = {entry.name: first_look(entry) for entry in entries}
     calls = {name: max(1, int(sample_seconds / one)) for name, one in once.items()}
     warm = {name: one < LONG_CALL_SECONDS for name, one in once.items()}
-    cost = sum(one * (calls[name] + warm[name]) + 0.001 for name, one in once.items())
     times: dict[str, list[float]] = {entry.name: [] for entry in entries}
-    for clock in clocks:
-        start = time.perf_counter()
-        times.update({name: [] for name in clock.read()})
-        cost += time.perf_counter() - start
+    times.update({name: [] for clock in clocks for name in clock.flops})
 
     def turn(entry: Contestant) -> Mapping[str, float]:
         return {entry.name: sample(entry, calls[entry.name], warm[entry.name])}
@@ -189,10 +187,17 @@ def measure(found: Field, seconds: float, sample_seconds: float) -> dict[str, li
     turns += [clock.read for clock in clocks]
     gc.collect()
     gc.disable()
-    for order in orders(len(turns), count_rounds(cost, seconds * max(1.0, len(times) / CROWD))):
+    rounds = MAX_ROUNDS
+    for done, order in enumerate(orders(len(turns), MAX_ROUNDS)):
+        if done == rounds:
+            break
+        start = time.perf_counter()
         for place in order:
             for name, one in turns[place]().items():
                 times[name].append(one)
+        if done == 0:
+            cost = time.perf_counter() - start
+            rounds = count_rounds(cost, seconds * max(1.0, len(times) / CROWD))
     gc.enable()
     return times
 

@@ -5,11 +5,13 @@
 //! balances its load: for a call of a few milliseconds, to its end. So a sleeping worker is kept off its
 //! caller's core while it is woken, and may run anywhere again as soon as it is awake.
 //!
-//! Linux alone lets one thread say where another may run; elsewhere nothing is done.
+//! Linux alone lets one thread say where another may run; elsewhere nothing is done, nor with another C
+//! library than glibc, whose handles of threads are those of the standard library. What a worker takes back
+//! is what it had: a core that is switched on later is not among it.
 
 pub use inner::{Cores, keep_off_this};
 
-#[cfg(all(target_os = "linux", not(miri)))]
+#[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
 mod inner {
     #![allow(unsafe_code)]
 
@@ -61,7 +63,8 @@ mod inner {
             unsafe { libc::pthread_setaffinity_np(thread, SIZE, &raw const self.0) == 0 }
         }
 
-        /// Lets the calling thread run on all of these again.
+        /// Lets the calling thread run on all of these again. Should the system refuse, it computes all the
+        /// same.
         pub fn take_back(&self) {
             // SAFETY: a thread may always name itself.
             self.bind(unsafe { libc::pthread_self() });
@@ -146,7 +149,7 @@ mod inner {
     }
 }
 
-#[cfg(not(all(target_os = "linux", not(miri))))]
+#[cfg(not(all(target_os = "linux", target_env = "gnu", not(miri))))]
 mod inner {
     use std::thread::JoinHandle;
 

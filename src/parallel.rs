@@ -1,8 +1,9 @@
-//! The only file that names threads: a lazy pool, and the watch that lets a caller stop a long call.
+//! The file that makes threads: a lazy pool, and the watch that lets a caller stop a long call.
 //!
 //! A call takes a [`Team`] once and hands it a few shares of work, one dispatch for all of time. The
 //! caller works too, so a team of one is a plain loop and touches no atomic. Workers wait by spinning
-//! for a moment (the next dispatch is usually near), then yield, then park.
+//! for a moment (the next dispatch is usually near), then yield, then park. Who has parked is woken beside
+//! its caller ([`crate::cores`]).
 //!
 //! The pool belongs to the process that made it: a fork leaves the child with the memory of threads but
 //! no threads, so the child makes a pool of its own. One call has the pool at a time; a call that finds
@@ -478,6 +479,7 @@ impl Wait {
 
 /// A worker's life: wait for a task, run it, say so.
 fn attend(seat: &Seat, index: usize) {
+    seat.asleep.store(false, Ordering::Relaxed);
     loop {
         let mut wait = Wait::new(seat.eager.load(Ordering::Relaxed));
         let task = loop {
@@ -543,18 +545,34 @@ mod tests {
     #[test]
     fn a_woken_worker_may_run_wherever_its_caller_may() {
         let cores = || thread::available_parallelism().unwrap().get();
+        let patience = || thread::sleep(Duration::from_millis(5));
         let watch = Watch::unattended();
-        let team = Team::assemble(2, &watch);
+        let mut team = Team::assemble(2, &watch);
+        // Another test may have the pool.
+        while team.size() < 2 {
+            patience();
+            team = Team::assemble(2, &watch);
+        }
+        let pool = team.pool.unwrap();
         for _ in 0..3 {
+            let (seat, _) = lock(&pool.workers)[0];
+            while !seat.asleep.load(Ordering::Relaxed) {
+                patience();
+            }
             let seen = Mutex::new(Vec::new());
             let result = team.run(vec![0, 1], |_| {
-                lock(&seen).push(cores());
+                lock(&seen).push((thread::current().id(), cores()));
                 // So that the other share is for the other thread.
-                thread::sleep(Duration::from_millis(5));
+                while lock(&seen).len() < 2 {
+                    patience();
+                }
                 Ok(())
             });
             assert_eq!(result, Ok(()));
-            assert_eq!(lock(&seen)[..], [cores(); 2]);
+            let seen = lock(&seen);
+            assert_ne!(seen[0].0, seen[1].0);
+            assert_eq!([seen[0].1, seen[1].1], [cores(); 2]);
+            assert!(lock(&seat.home).is_none());
         }
     }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import threading
 from dataclasses import replace
+from hashlib import pbkdf2_hmac
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,16 @@ import prototype
 import pytest
 import report
 from cases import LAYERS, PEAK, SHAPES, SUITES, Case, Choice, Memory, Result, Shape, cases
-from race import FEW_ROUNDS, MAX_ROUNDS, MIN_ROUNDS, count_rounds, disagreement, orders
+from race import (
+    FEW_ROUNDS,
+    MAX_ROUNDS,
+    MIN_ROUNDS,
+    count_rounds,
+    disagreement,
+    orders,
+    others_run,
+    quiesce,
+)
 from targets import TAPE_VALUES, Check, Target, checks, findings, memory_checks, sweep_dip
 
 import rnncore as rc
@@ -103,6 +114,17 @@ def test_a_round_is_everybody_once_and_nobody_always_follows_the_same() -> None:
         before = {order[order.index(who) - 1] for order in found if order[0] != who}
         assert before == {0, 1, 2, 3} - {who}
     assert found == list(orders(4, MAX_ROUNDS))
+
+
+def test_a_thread_that_computes_is_seen_and_waited_for() -> None:
+    # It computes outside the interpreter's lock, as the threads of a peer do.
+    work = threading.Thread(target=pbkdf2_hmac, args=("sha256", b"", b"", 300_000))
+    work.start()
+    seen = any(others_run() for _ in range(1000) if work.is_alive())
+    work.join()
+    assert seen
+    quiesce()
+    assert not others_run()
 
 
 # ---- Targets -------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 THREADS = (1, 2, 3, 8)
 
-#: A thread more is taken for every so many multiply-adds, at most one for each row.
+#: A thread more is taken for every so many multiply-adds.
 WORTH_A_THREAD = 2_500_000
 
 

@@ -233,6 +233,7 @@ ONLY_IN = {
         "src/parallel.rs",
         "src/cores.rs",  # its tests
     ),
+    r"\bcrate::cores\b": ("src/parallel.rs",),
     r"\bcrate::(?:gemm|layer|parallel)\b": (
         "src/gemm/",
         "src/layer/",

@@ -78,12 +78,12 @@ pub fn add_row<E: Element, S: Simd<E>, const Q: usize>(
 }
 
 /// `sums[q][p] += sum over k of a[k] * panel[k][p - first]` for Q packed panels from `panel` on, and p in
-/// `vectors`, which are all that a panel row has.
+/// `vectors`, which are all that a panel row has. SHORT says whether it has pairs of bfloat16.
 ///
 /// # Panics
 /// When there are no such panels, or `a` is shorter than they are deep.
 #[inline(always)]
-pub fn add_panels<E: Element, S: Simd<E>, const Q: usize>(
+pub fn add_panels<E: Element, S: Simd<E>, const Q: usize, const SHORT: bool>(
     s: S,
     sums: &mut [[S::V; MAX_VECTORS]; Q],
     vectors: Range<usize>,
@@ -91,13 +91,14 @@ pub fn add_panels<E: Element, S: Simd<E>, const Q: usize>(
     (panels, panel): (&Panels<E>, usize),
 ) {
     assert!(vectors.end <= MAX_VECTORS && a.len() >= panels.depth());
+    assert!(panels.is_short() == SHORT);
     let width = vectors.len() * S::LANES;
     let first = panels.group(panel, Q, width);
     // SAFETY: `group` is where Q panels begin one after the other, each of as many rows of `width` values,
     // or of pairs, as `a` was just found to have values at least, or pairs.
     *sums = unsafe {
         let steps = (first, width, panels.panel_len());
-        if panels.is_short() {
+        if SHORT {
             sum_row_of_pairs(s, *sums, vectors, panels.depth(), a.as_ptr(), steps)
         } else {
             sum_row(s, *sums, vectors, panels.depth(), (a.as_ptr(), 0), steps)

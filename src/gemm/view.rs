@@ -309,6 +309,21 @@ impl<E: Element> Block<'_, E> {
         self.width
     }
 
+    /// One row as a block of its own.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    #[inline(always)]
+    pub fn row(&mut self, row: usize) -> Block<'_, E> {
+        assert!(row < self.rows);
+        Block {
+            base: self.base.wrapping_add(row * self.row_stride),
+            rows: 1,
+            owner: PhantomData,
+            ..*self
+        }
+    }
+
     /// Where the values at `row`, `slot` and `column` of the block are, and how many there are.
     #[inline(always)]
     fn at(&self, row: usize, slot: usize, column: usize) -> (*mut E, usize) {

@@ -8,12 +8,12 @@ use crate::layer::config::Config;
 use crate::layer::direction::{Direction, ForwardBuffers, ForwardRun, Means};
 use crate::layer::forward::{ForwardFields, ForwardShare, StateFields, Workspace};
 use crate::layer::merge::{pack, unpack};
-use crate::layer::plan::{self, Cuts, Pass};
+use crate::layer::plan::{self, Pass};
 use crate::layer::stack::{Execution, Input, Stack};
 use crate::layer::tape::DirectionState;
 use crate::layer::weights::{ForwardWeights, Params};
 use crate::memory::{Buffer, Values, copied, product, zeros};
-use crate::parallel::{Team, Watch};
+use crate::parallel::{Meter, Team, Watch};
 use crate::shape::Schedule;
 use crate::simd::{Element, Level};
 
@@ -21,13 +21,11 @@ use crate::simd::{Element, Level};
 struct FrozenLayer<E> {
     weights: ForwardWeights<E>,
     state: DirectionState<E>,
-    /// How many rows of a step are multiplied together: all, or one where weights are bfloat16.
-    rows_at_once: usize,
-    /// For one step of that many rows.
+    /// For one step of all rows.
     space: Workspace<E>,
-    /// [rows at once, H] h' of a step.
+    /// [B, H] h' of a step.
     operand: Relay<E>,
-    /// [rows at once, H] r*h' of a step, of a cell with its reset before the product.
+    /// [B, H] r*h' of a step, of a cell with its reset before the product.
     reset_operand: Option<Relay<E>>,
     /// [B, H] this layer's output, the next one's input.
     y: Vec<E>,
@@ -130,7 +128,8 @@ impl<E: Element> Frozen<E> {
             let (below, at) = self.layers.split_at_mut(layer);
             let input = below.last().map_or(x, |below| &below.y);
             let out = (layer == last).then_some(&mut *y);
-            at[0].step(self.level, config, still, (layer, input), out, watch)?;
+            let mut share = at[0].step(config, still, (layer, input), out, watch.meter());
+            E::dispatch(self.level, &mut share)?;
         }
         Ok(())
     }
@@ -234,11 +233,7 @@ impl<E: Element> Frozen<E> {
             mask: None,
             input,
         };
-        let cuts = if frozen.rows_at_once < self.batch() {
-            Cuts::single_rows(schedule, config.hidden)
-        } else {
-            means.cuts(&direction, 1)
-        };
+        let cuts = means.cuts(&direction, 1);
         let mut run = ForwardRun {
             direction,
             weights: &frozen.weights,
@@ -352,19 +347,14 @@ impl<E: Element> FrozenLayer<E> {
         };
         let len = product(&[batch, config.hidden], "the state (B * H)")?;
         let zeros = || zeros(len, "the state");
-        let rows_at_once = match storage {
-            Storage::Own => batch,
-            Storage::Bfloat16 => 1,
-        };
-        let relay = || Relay::new(rows_at_once, 1, config.hidden, "the workspace of a step");
+        let relay = || Relay::new(batch, 1, config.hidden, "the workspace of a step");
         let state = DirectionState {
             h: zeros()?,
             c: if spec.has_cell { zeros()? } else { Vec::new() },
         };
         Ok(Self {
             weights: ForwardWeights::pack(&spec, means.team, means.lanes, params, sizes, storage)?,
-            space: Workspace::new(&spec, means.lanes, rows_at_once, 1, sizes)?,
-            rows_at_once,
+            space: Workspace::new(&spec, means.lanes, batch, 1, sizes)?,
             operand: relay()?,
             reset_operand: spec.has_reset_stage().then(relay).transpose()?,
             y: copied(&state.h, "the outputs")?,
@@ -373,54 +363,50 @@ impl<E: Element> FrozenLayer<E> {
     }
 
     /// One step of all rows, into `out` or else into this layer's `y`.
-    fn step(
-        &mut self,
-        level: Level,
+    fn step<'a>(
+        &'a mut self,
         config: &Config,
-        still: &Schedule,
-        (layer, input): (usize, &[E]),
-        out: Option<&mut [E]>,
-        watch: &Watch<'_>,
-    ) -> Result<()> {
-        let (spec, layout, hidden) = (
-            config.cell.spec(),
-            rows_of(still, config.hidden),
-            config.hidden,
-        );
-        let y = out.unwrap_or(&mut self.y);
-        for first in (0..still.batch()).step_by(self.rows_at_once) {
-            let rows = first..first + self.rows_at_once;
-            let h = &self.state.h[rows.start * hidden..rows.end * hidden];
-            self.operand.copies()[0].copy_from_slice(h);
-            let mut share = ForwardShare {
-                cell: config.cell,
-                spec,
-                weights: &self.weights,
-                hidden,
-                features: config.input_of(layer),
-                schedule: still,
-                steps: 0..1,
-                reverse: false,
-                rows,
-                units: 0..hidden,
-                input,
-                mask: None,
-                fields: ForwardFields {
-                    state: StateFields {
-                        h: Field::new(&mut self.state.h, layout),
-                        c: spec.has_cell.then(|| Field::new(&mut self.state.c, layout)),
-                    },
-                    y: Some(Field::new(&mut *y, layout)),
-                    tape: None,
+        still: &'a Schedule,
+        (layer, input): (usize, &'a [E]),
+        out: Option<&'a mut [E]>,
+        meter: Meter<'a>,
+    ) -> ForwardShare<'a, E> {
+        let (spec, layout) = (config.cell.spec(), rows_of(still, config.hidden));
+        let Self {
+            weights,
+            state,
+            space,
+            operand,
+            reset_operand,
+            y,
+        } = self;
+        operand.copies()[0].copy_from_slice(&state.h);
+        ForwardShare {
+            cell: config.cell,
+            spec,
+            weights,
+            hidden: config.hidden,
+            features: config.input_of(layer),
+            schedule: still,
+            steps: 0..1,
+            reverse: false,
+            rows: 0..still.batch(),
+            units: 0..config.hidden,
+            input,
+            mask: None,
+            fields: ForwardFields {
+                state: StateFields {
+                    h: Field::new(&mut state.h, layout),
+                    c: spec.has_cell.then(|| Field::new(&mut state.c, layout)),
                 },
-                operand: self.operand.end(),
-                reset_operand: self.reset_operand.as_mut().map(Relay::end),
-                space: &mut self.space,
-                meter: watch.meter(),
-            };
-            E::dispatch(level, &mut share)?;
+                y: Some(Field::new(out.unwrap_or(y), layout)),
+                tape: None,
+            },
+            operand: operand.end(),
+            reset_operand: reset_operand.as_mut().map(Relay::end),
+            space,
+            meter,
         }
-        Ok(())
     }
 }
 

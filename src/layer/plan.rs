@@ -10,9 +10,9 @@
 //! **Which shares.** First choice is a range of rows of one direction, for all steps: no worker waits for
 //! another within them. Workers share the units of all rows instead, and meet at every step, where rows
 //! serve them badly and a step is long beside the meeting, [`MEETING`]: where there are fewer rows than
-//! threads; where most would have one row, which reads all of U for itself; and where each would have few,
-//! [`ENOUGH_ROWS`], and all of U is too much for a cache, [`WORTH_UNITS`]. Those who meet wait by
-//! spinning, so they are never more than the cores.
+//! threads; where half of them or more would have one row, which reads all of U for itself; and where each
+//! would have few, [`ENOUGH_ROWS`], and all of U is too much for a cache, [`WORTH_UNITS`]. Those who meet
+//! wait by spinning, so they are never more than the cores.
 //!
 //! | pass | at once | shares |
 //! |---|---|---|
@@ -33,16 +33,16 @@ use crate::shape::Schedule;
 const WORTH_A_THREAD: usize = 2_500_000;
 
 /// What meeting after a step costs for each worker that comes, in multiply-adds of a single row: about
-/// 0.1 us. With two threads one row gained from 16,384 of them a step on: a vanilla layer of 128 units
-/// 1.3 to 1.5, an LSTM 1.7.
-const MEETING: usize = 4_096;
+/// 0.1 us. Measured on a 2-core Zen 4, where one row gained from 16,384 multiply-adds a step on: a vanilla
+/// layer of 128 units 1.3 to 1.5, an LSTM 1.7. That it grows with the number of workers is a guess.
+const MEETING: usize = 3_000;
 
 /// Rows of a thread that fill its register tiles well enough to read the weights of all units for them.
 const ENOUGH_ROWS: usize = 20;
 
 /// Bytes of U that are worth halving for the second-level cache, where a thread has fewer rows than that:
-/// with two threads and 2 to 32 rows, sharing units instead of rows took 4 to 40 % off the time of 384
-/// to 1024 units. At 128 and 160 units it added 20 %, and at 256 and 320 it was a draw.
+/// with two threads of an Intel and 2 to 32 rows, sharing units instead of rows took 4 to 40 % off the time
+/// of 384 to 1024 units. At 128 and 160 units it added 20 %, and at 256 and 320 it was a draw.
 const WORTH_UNITS: usize = 7 << 18;
 
 /// Which way a call goes.
@@ -109,14 +109,6 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// A share for every row.
-    pub fn single_rows(schedule: &Schedule, hidden: usize) -> Self {
-        Self {
-            rows: (0..schedule.batch()).map(|row| row..row + 1).collect(),
-            units: std::iter::once(0..hidden).collect(),
-        }
-    }
-
     /// For `hidden` units of `gates` gates, numbers of `bytes` each, where `threads` work on each
     /// direction, of which `cores` can run side by side. Units are cut at multiples of `grain`, so that no
     /// panel is cut.
@@ -129,12 +121,16 @@ impl Cuts {
         let batch = schedule.batch();
         let worth = unit_parts(gates, hidden, batch);
         let parts = threads.min(cores).min(worth).min(hidden / grain);
-        let more_than_rows = batch < threads && parts > batch;
-        let rows_each = batch / threads;
-        let weights = (gates * hidden).saturating_mul(hidden * bytes);
-        let single_rows = rows_each < 2 && worth >= 2 * threads;
-        let few_rows = rows_each < ENOUGH_ROWS && weights >= WORTH_UNITS;
-        let better_than_rows = parts == threads && (single_rows || few_rows);
+        let weights = (gates * hidden).saturating_mul(hidden);
+        let row_by_row = weights.saturating_mul(batch.div_ceil(threads));
+        let unit_by_unit =
+            (weights.saturating_mul(batch) / parts.max(1)).saturating_add(parts * MEETING);
+        let more_than_rows = batch < threads && unit_by_unit < row_by_row;
+        // Not below four times what is worth so many workers: a vanilla layer of 128 units lost 4 %.
+        let lone_rows = 2 * batch <= 3 * threads && worth >= 2 * threads;
+        let large = weights.saturating_mul(bytes) >= WORTH_UNITS;
+        let few_rows = batch / threads < ENOUGH_ROWS && large;
+        let better_than_rows = parts == threads && (lone_rows || few_rows);
         if parts <= 1 || !(more_than_rows || better_than_rows) {
             return Self {
                 rows: schedule.split_rows(threads),
@@ -181,15 +177,15 @@ mod tests {
         assert_eq!(threads(1, 100, Pass::Forward, 8), 2);
         assert_eq!(threads(1, 99, Pass::Backward, 8), 3);
         assert_eq!(threads(100, 100, Pass::Forward, 8), 8);
-        // Units of 3 rows are worth 5 workers.
-        assert_eq!(threads(100, 3, Pass::Forward, 8), 5);
+        // Units of 3 rows are worth 6 workers.
+        assert_eq!(threads(100, 3, Pass::Forward, 8), 6);
     }
 
     #[test]
     fn forward_shares_both_directions_and_backward_one() {
         let schedule = Schedule::dense(1000, 3).unwrap();
         let threads = |pass| threads(&config(true), &schedule, pass, 1, 16);
-        assert_eq!((threads(Pass::Forward), threads(Pass::Backward)), (10, 16));
+        assert_eq!((threads(Pass::Forward), threads(Pass::Backward)), (12, 16));
         let rows = |threads| Cuts::new(&schedule, (4, 100, 4), (threads, 8), 64).rows;
         assert_eq!(rows(3), [0..1, 1..2, 2..3]);
         assert_eq!(rows(2), [0..2, 2..3]);
@@ -209,6 +205,10 @@ mod tests {
         assert_eq!(cuts(1, 192, 8, 8).1.len(), 3);
         assert_eq!(cuts(1, 256, 16, 16).1.len(), 4);
         assert_eq!(cuts(1, 63, 2, 2).1.len(), 1);
+        // Not where meeting takes what a thread more gives.
+        let four_rows = Schedule::dense(10, 4).unwrap();
+        let narrow = Cuts::new(&four_rows, (4, 80, 4), (8, 8), 16);
+        assert_eq!((narrow.rows.len(), narrow.units.len()), (4, 1));
         // Rows suffice, unless each is alone or U is large.
         let shape = |batch, hidden, threads, cores| {
             let (rows, units) = cuts(batch, hidden, threads, cores);
@@ -218,6 +218,9 @@ mod tests {
         assert_eq!(shape(3, 256, 2, 2), (1, 2));
         assert_eq!(shape(4, 256, 2, 2), (2, 1));
         assert_eq!(shape(4, 128, 4, 4), (4, 1));
+        let two_rows = Schedule::dense(10, 2).unwrap();
+        let vanilla = |hidden| Cuts::new(&two_rows, (1, hidden, 4), (2, 2), 64).units.len();
+        assert_eq!([128, 256].map(vanilla), [1, 2]);
         assert_eq!(shape(2, 512, 2, 2), (1, 2));
         assert_eq!(shape(39, 512, 2, 2), (1, 2));
         assert_eq!(shape(40, 512, 2, 2), (2, 1));

@@ -14,8 +14,8 @@
 //! reset before the product goes through 2 and 3 twice, all units' gates first.
 //!
 //! A tile of several rows is one product that leaves its sums in a scratch; a single row takes a panel
-//! or several at once and hands its sums to the cell in registers. Both sum in the same order. Only single rows
-//! read weights that are stored as bfloat16, so each row of such a layer is a share of its own.
+//! or several at once and hands its sums to the cell in registers. Both sum in the same order. Rows of weights
+//! that are stored as bfloat16 all go this way: for each group of panels loop 3 takes one row after the other.
 //!
 //! With few rows `W x` is computed for a chunk of steps at once: a tile of many rows where a step has
 //! few. The sums go to memory and back in between, which is exact, so the bits are the same.

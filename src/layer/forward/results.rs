@@ -55,6 +55,15 @@ impl<'s, E: Element> Mask<'s, E> {
         }
     }
 
+    /// Without the rows before `r`.
+    #[inline(always)]
+    pub(super) fn skip(self, r: usize) -> Self {
+        Self {
+            values: self.values.map(|values| &values[r * self.hidden..]),
+            hidden: self.hidden,
+        }
+    }
+
     /// `value` of row `r` and `width` units from `unit` on, times its mask.
     #[inline(always)]
     pub(in crate::layer) fn apply<S: Simd<E>>(
