@@ -3,7 +3,7 @@
 //! A call takes a [`Team`] once and hands it a few shares of work, one dispatch for all of time. The
 //! caller works too, so a team of one is a plain loop and touches no atomic. Workers wait by spinning
 //! for a moment (the next dispatch is usually near), then yield, then park. Who has parked is woken beside
-//! its caller ([`crate::cores`]).
+//! its caller (`cores.rs`).
 //!
 //! The pool belongs to the process that made it: a fork leaves the child with the memory of threads but
 //! no threads, so the child makes a pool of its own. One call has the pool at a time; a call that finds
