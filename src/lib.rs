@@ -11,14 +11,13 @@
 //! writes: it walks the same shares in reverse, chunk by chunk, and turns each chunk into gradients of
 //! weights and inputs by plain products.
 //!
-//! Modules import downwards only: `error`, `cores` and `simd` know nobody; then `memory`, `math`, `shape` and
+//! Modules import downwards only: `error` and `simd` know nobody; then `memory`, `math`, `shape` and
 //! `parallel`; then `gemm` and `cell`, which do not know each other; then `layer`; then the Python
 //! seam, which computes nothing. Two stand beside them: [`optimizer`], whose passes over all parameters would
 //! otherwise cost a good part of a training step, and [`peak`], which measures the ceiling that all of
 //! it is held against.
 
 pub mod cell;
-mod cores;
 pub mod error;
 pub mod gemm;
 pub mod layer;

@@ -229,11 +229,7 @@ def test_show_config_refuses_another_mode() -> None:
 ONLY_IN = {
     r"\bpyo3::|\bnumpy::": ("src/python/",),
     r"\b(?:std|core)::arch\b": ("src/simd/",),
-    r"\bthread::(?:spawn|scope|Builder)\b": (
-        "src/parallel.rs",
-        "src/cores.rs",  # its tests
-    ),
-    r"\bcrate::cores\b": ("src/parallel.rs",),
+    r"\bthread::(?:spawn|scope|Builder)\b": ("src/parallel/",),
     r"\bcrate::(?:gemm|layer|parallel)\b": (
         "src/gemm/",
         "src/layer/",

@@ -213,11 +213,12 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         };
         let work = blocks * slots * S::LANES * (self.features + self.hidden);
         if rows == 1 && !self.weights.is_short() {
+            let meter = self.meter;
             let (mut single, mut line) = self.single::<S>(stage, 0);
             let mut panel = first;
             while panel < end {
                 let count = single.panels::<S, false>(s, panel, &mut line, stage, &mut operands);
-                single.meter.spend(count * work)?;
+                meter.spend(count * work)?;
                 panel += count;
             }
             return Ok(());
@@ -273,7 +274,6 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             weights: self.weights,
             pending: &mut self.pending[pending..],
             mask: mask.skip(r),
-            meter: self.meter,
             at_once: panels_at_once::<E, S, C>(fed, self.hidden, short),
             full_end: end - usize::from(self::blocks::<C, E>(self.weights, end - 1) < blocks),
         };
@@ -438,7 +438,6 @@ struct Single<'s, E, C> {
     weights: &'s ForwardWeights<E>,
     pending: &'s mut [E],
     mask: Mask<'s, E>,
-    meter: &'s Meter<'s>,
     /// Panels at most.
     at_once: usize,
     /// Where panels of all blocks end: the last one of a cell with one slot may have fewer.

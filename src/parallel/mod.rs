@@ -11,6 +11,8 @@
 
 #![allow(unsafe_code)]
 
+mod cores;
+
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -18,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicUsize, Ordering}
 use std::thread::{self, Builder, JoinHandle, Thread, ThreadId};
 use std::time::Duration;
 
-use crate::cores::{self, Cores};
+use self::cores::Cores;
 use crate::error::{Error, Result};
 
 /// Pauses before a waiting thread yields: about 100 us on Zen 3 and 4. A guess: long enough to bridge

@@ -1,9 +1,9 @@
 //! Which cores a thread may run on: wakes a worker beside its caller, never underneath.
 //!
 //! A kernel may wake a thread on the core of the one that wakes it. Where that one goes on computing, as
-//! the caller of a team of workers does, the two then share a core until the kernel
-//! balances its load: for a call of a few milliseconds, to its end. So a sleeping worker is kept off its
-//! caller's core while it is woken, and may run anywhere again as soon as it is awake.
+//! the caller of a team of workers does, the two then share a core until the kernel balances its load: for a
+//! call of a few milliseconds, to its end. So a sleeping worker is kept off its caller's core while it is
+//! woken, and may run anywhere again as soon as it is awake.
 //!
 //! Linux alone lets one thread say where another may run; elsewhere nothing is done, nor with another C
 //! library than glibc, whose handles of threads are those of the standard library. What a worker takes back
