@@ -20,7 +20,7 @@ use naive::solve;
 use problem::{CELLS, Case, Setup, assert_close, assert_same, compute, tolerance};
 use products::{From, Join, Operands, Tile, Walk, every_gate_product, every_row, every_tile};
 use rnncore::error::{Error, Result};
-use rnncore::gemm::kernel::{MAX_VECTORS, max_rows};
+use rnncore::gemm::kernel::MAX_VECTORS;
 use rnncore::gemm::pack::Panels;
 use rnncore::gemm::relay::{Relay, RelayEnd};
 use rnncore::gemm::row::{GateProduct, RowProduct, add_row, multiply_row};
@@ -675,6 +675,99 @@ fn places_beyond_a_line_panic() {
     }
 }
 
+/// Whole vectors of one row after the other: of all written tables of strips, and of a block.
+#[test]
+fn walks_down_stay_within_their_rows_slots_and_tables() {
+    const FAR: usize = usize::MAX;
+    let (s, schedule) = (Portable, Schedule::dense(2, 4).expect("a good schedule"));
+    let lanes = <Portable as Simd<f64>>::LANES;
+    let width = 2 * lanes + 1;
+    let layout = Layout {
+        schedule: &schedule,
+        first_step: 0,
+        slots: 2,
+        width,
+    };
+    let row_len = 2 * width;
+    let mut values = counting::<f64>(8 * row_len, 0);
+    let mut field = Field::new(&mut values, layout);
+    let mut strips = Strips::new(
+        &schedule,
+        0..4,
+        width,
+        [Some((&mut field, 2)), None],
+        [] as [Option<(Table<f64>, usize)>; 0],
+    );
+    for rows in [0..0, 0..1] {
+        let refused = panics(|| strips.down(s, rows.clone(), 0).rows());
+        assert_eq!(refused, !rows.is_empty(), "no step yet");
+    }
+    strips.seek(1, 3);
+    for (rows, column) in [
+        (0..4, 0),
+        (2..FAR, 0),
+        (FAR - 1..FAR, 0),
+        (Range { start: 2, end: 1 }, 0),
+        (0..1, width),
+        (0..1, width - lanes + 1),
+        (0..1, FAR),
+    ] {
+        let refused = panics(|| strips.down(s, rows.clone(), column).rows());
+        assert!(refused, "rows {rows:?}, column {column}");
+    }
+    // Each vector takes what the one a row before it in the other slot was.
+    let mut down = strips.down(s, 1..3, lanes);
+    assert!(down.has(0) && !down.has(1));
+    assert_eq!(down.rows(), 2);
+    let first = down.load(s, 0, 1, 0);
+    down.store(s, 0, 0, 1, first);
+    let zero = Broadcast::<f64>::splat(s, 0.0);
+    for (k, slot, r) in [
+        (0, 0, 2),
+        (0, 0, FAR),
+        (0, 2, 0),
+        (0, FAR, 0),
+        (1, 0, 0),
+        (2, 0, 0),
+    ] {
+        let place = format!("table {k}, slot {slot}, row {r}");
+        assert!(panics(|| down.load(s, k, slot, r)), "load: {place}");
+        assert!(panics(|| down.store(s, k, slot, r, zero)), "store: {place}");
+    }
+    down.step(1);
+    assert!(panics(|| down.load(s, 0, 0, 1)));
+    let second = down.load(s, 0, 0, 0);
+    down.store(s, 0, 1, 0, second);
+    assert!(panics(|| down.step(2)));
+    down.step(1);
+    assert!(panics(|| down.load(s, 0, 0, 0)));
+    let mut expected = counting::<f64>(8 * row_len, 0);
+    let from = 5 * row_len + width + lanes;
+    for slot in 0..2 {
+        let to = 6 * row_len + slot * width + lanes;
+        expected.copy_within(from..from + lanes, to);
+    }
+    assert_eq!(values, expected);
+
+    let mut field = Field::new(&mut values, layout);
+    let mut block = field.block(0, 1..3, 1, lanes + 1);
+    for (rows, column) in [
+        (0..3, 0),
+        (0..1, 2),
+        (0..1, FAR),
+        (Range { start: 2, end: 1 }, 0),
+    ] {
+        let refused = panics(|| block.down(s, rows.clone(), column).rows());
+        assert!(refused, "rows {rows:?}, column {column}");
+    }
+    let mut down = block.down(s, 1..2, 1);
+    down.store(s, 0, 1, 0, zero);
+    assert!(panics(|| down.load(s, 0, 2, 0)) && panics(|| down.load(s, 0, 0, 1)));
+    let at = 2 * row_len + width + 2;
+    expected[at..at + lanes].fill(0.0);
+    assert_eq!(values, expected);
+}
+
 // ---- Micro-kernels -------------------------------------------------------------------------------
 
 #[test]
@@ -780,8 +873,7 @@ fn products_of_impossible_sizes_panic() {
         term.enters.resize(lanes, 0.0);
     }
     assert!(!refuses(&good, operands.clone()));
-    let rows = max_rows(<Portable as Simd<f32>>::REGISTERS, 1);
-    for rows in [0, rows + 1, FAR] {
+    for rows in [0, FAR] {
         let tile = Tile {
             rows,
             ..good.clone()
@@ -818,6 +910,11 @@ fn products_of_impossible_sizes_panic() {
     }
     for term in 0..good.terms.len() {
         let walk = good.terms[term];
+        let packed = Walk {
+            depth_stride: 1,
+            panel_stride: lanes as isize,
+            ..walk
+        };
         for walk in [
             Walk { depth: FAR, ..walk },
             Walk {
@@ -826,11 +923,21 @@ fn products_of_impossible_sizes_panic() {
             },
             Walk {
                 row_stride: FAR,
-                ..walk
+                ..packed
             },
             Walk {
                 row_stride: 1000,
+                ..packed
+            },
+            // Neither rows nor k side by side; or k, but not beside a packed panel.
+            Walk {
+                row_stride: 2,
                 ..walk
+            },
+            Walk {
+                row_stride: 2,
+                panel_stride: lanes as isize + 1,
+                ..packed
             },
             Walk {
                 depth_stride: isize::MIN,

@@ -1,11 +1,12 @@
-//! The micro-kernel: a small product whose sums live in registers.
+//! The micro-kernel: rows times a panel, in small products whose sums live in registers.
 //!
 //! ```text
-//! for term in terms                      W x, then U h'; or the gates of dpre U
-//!   for k in 0..depth                    never split over threads: one order of summation
-//!     for p in 0..P                      vectors of the panel row: units and gates side by side
-//!       for r in 0..R                    rows of the tile
-//!         sum[r][p] += a[r][k] * panel[k][p]
+//! for tile in tiles(rows)                R rows at a time
+//!   for term in terms                    W x, then U h'; or the gates of dpre U
+//!     for k in 0..depth                  never split over threads: one order of summation
+//!       for p in 0..P                    vectors of the panel row: units and gates side by side
+//!         for r in 0..R                  rows of the tile
+//!           sum[r][p] += a[r][k] * panel[k][p]
 //! ```
 //!
 //! Saving and reloading a sum is exact, so a product may be cut anywhere along k (blocks that fit a
@@ -19,6 +20,9 @@
 //! A single row has too few sums for that: see [`crate::gemm::row`].
 
 #![allow(unsafe_code)]
+
+use std::hint::black_box;
+use std::ops::Range;
 
 use crate::simd::{Element, Kernel, Lanewise, Simd, Vector};
 
@@ -40,7 +44,8 @@ pub const fn max_rows(registers: usize, vectors: usize) -> usize {
     }
 }
 
-/// The left operand: element (r, k) is `values[r * row_stride + k * depth_stride]`.
+/// The left operand: element (r, k) is `values[r * row_stride + k * depth_stride]`. One of the strides is 1:
+/// that of k, beside a packed panel, or that of rows.
 #[derive(Clone, Copy)]
 pub struct Rows<'a, E> {
     /// The values, from the first row's first.
@@ -82,7 +87,7 @@ pub struct Term<'a, E> {
     pub joint: Joint<'a, E>,
     /// How many k.
     pub depth: usize,
-    /// [R, depth]
+    /// [rows, depth]
     pub a: Rows<'a, E>,
     /// [depth, P * LANES], rows `panel_stride` apart. Walked backwards (negative stride) it begins at
     /// its last row.
@@ -93,7 +98,7 @@ pub struct Term<'a, E> {
 
 /// `sums[r][p] = begin + sum over terms and k of a[r][k] * panel[k][p]`.
 pub struct Product<'a, E> {
-    /// R, at most [`max_rows`].
+    /// Any number: tiles have [`max_rows`] at most.
     pub rows: usize,
     /// P, at most [`MAX_VECTORS`].
     pub vectors: usize,
@@ -101,7 +106,7 @@ pub struct Product<'a, E> {
     pub begin: Begin<'a, E>,
     /// In this order.
     pub terms: &'a [Term<'a, E>],
-    /// [R, P * LANES], and another LANES for every shift; rows `sums_stride` apart.
+    /// [rows, P * LANES], and another LANES for every shift; rows `sums_stride` apart.
     pub sums: &'a mut [E],
     /// From a row of sums to the next.
     pub sums_stride: usize,
@@ -124,6 +129,8 @@ impl<E: Element> Product<'_, E> {
             if term.depth > 0 {
                 let row = last.saturating_mul(term.a.row_stride);
                 let (a, panel) = (term.a, term.panel);
+                let packed = a.depth_stride == 1 && term.panel_stride == p as isize;
+                assert!(packed || a.row_stride == 1);
                 assert!(reach(a.depth_stride, term.depth).saturating_add(row) < a.values.len());
                 assert!(reach(term.panel_stride, term.depth).saturating_add(p) <= panel.len());
             }
@@ -141,56 +148,105 @@ fn reach(stride: isize, n: usize) -> usize {
     stride.unsigned_abs().saturating_mul(n - 1)
 }
 
-/// The product of one register tile.
-///
-/// # Panics
-/// When an index would leave its slice, or the tile has more rows than registers.
+/// Cuts `rows` into tiles of at most `most` rows, as even as can be.
 #[inline(always)]
-pub fn multiply<E: Element, S: Simd<E>>(s: S, product: Product<'_, E>) {
-    product.check::<S>();
-    macro_rules! tiles {
-        ($($p:literal: $($r:literal)*;)*) => {
-            match (product.vectors, product.rows) {
-                $($(($p, $r) if const { $r <= max_rows(S::REGISTERS, $p) } => {
-                    if const { $r <= max_rows(S::REGISTERS, $p) } {
-                        s.enter(Tile::<E, $r, $p>(product));
-                    }
-                })*)*
-                (vectors, rows) => panic!("no register tile of {rows} rows x {vectors} vectors"),
-            }
-        };
-    }
-    tiles! {
-        1: 1 2 3 4 5 6 7 8 9 10 11 12;
-        2: 1 2 3 4 5 6 7 8 9 10 11 12;
-        3: 1 2 3 4 5 6 7 8;
-        4: 1 2 3 4 5 6;
-    }
+pub fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    // A single tile, the usual one where rows are few, should not wait for divisions.
+    let (count, each, longer) = if rows <= most {
+        (usize::from(rows > 0), rows, 0)
+    } else {
+        let count = rows.div_ceil(most);
+        (count, rows / count, rows % count)
+    };
+    // The longer ones first.
+    (0..count).map(move |k| {
+        let first = k * each + k.min(longer);
+        first..first + each + usize::from(k < longer)
+    })
 }
 
-struct Tile<'a, E, const R: usize, const P: usize>(Product<'a, E>);
+/// The product, register tile after register tile.
+///
+/// # Panics
+/// When an index would leave its slice, or there is no row or no vector.
+#[inline(always)]
+pub fn multiply<E: Element, S: Simd<E>>(s: S, product: Product<'_, E>) {
+    s.enter(product);
+}
 
-impl<E: Element, const R: usize, const P: usize> Kernel<E> for Tile<'_, E, R, P> {
+/// A function of its own: it knows every tile, and callers are many.
+impl<E: Element> Kernel<E> for Product<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd<E>>(self, s: S) {
-        let Product {
+        self.check::<S>();
+        let mut tile = Tile {
+            first: 0,
+            begin: self.begin,
+            terms: self.terms,
+            sums: self.sums.as_mut_ptr(),
+            sums_stride: self.sums_stride,
+        };
+        for rows in tiles(self.rows, max_rows(S::REGISTERS, self.vectors)) {
+            tile.first = rows.start;
+            macro_rules! multiply {
+                ($($p:literal: $($r:literal)*;)*) => {
+                    match (self.vectors, rows.len()) {
+                        $($(($p, $r) if const { $r <= max_rows(S::REGISTERS, $p) } => {
+                            if const { $r <= max_rows(S::REGISTERS, $p) } {
+                                s.enter(TileOf::<'_, '_, E, $r, $p>(&tile));
+                            }
+                        })*)*
+                        (vectors, rows) => panic!("no register tile of {rows} rows x {vectors} vectors"),
+                    }
+                };
+            }
+            multiply! {
+                1: 1 2 3 4 5 6 7 8 9 10 11 12;
+                2: 1 2 3 4 5 6 7 8 9 10 11 12;
+                3: 1 2 3 4 5 6 7 8;
+                4: 1 2 3 4 5 6;
+            }
+        }
+    }
+}
+
+/// Some rows of a product that [`Product::check`] let pass.
+struct Tile<'a, E> {
+    /// The first of the rows.
+    first: usize,
+    begin: Begin<'a, E>,
+    terms: &'a [Term<'a, E>],
+    sums: *mut E,
+    sums_stride: usize,
+}
+
+/// A tile of R rows and P vectors.
+struct TileOf<'t, 'a, E, const R: usize, const P: usize>(&'t Tile<'a, E>);
+
+impl<E: Element, const R: usize, const P: usize> Kernel<E> for TileOf<'_, '_, E, R, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) {
+        let &Tile {
+            first,
             begin,
             terms,
             sums,
             sums_stride,
-            ..
         } = self.0;
         let zero = [[s.splat(E::ZERO); P]; R];
-        let mut to = sums.as_mut_ptr();
         // SAFETY: `Product::check` held the last row of `begin`, or of `sums`, against its length.
-        let mut sum = unsafe {
-            match begin {
+        let (mut to, mut sum) = unsafe {
+            let to = sums.add(first * sums_stride);
+            let sum = match begin {
                 Begin::Zero => zero,
                 Begin::Sums => load(s, to, sums_stride),
-                Begin::Rows(values, stride) => load(s, values.as_ptr(), stride),
-            }
+                Begin::Rows(values, stride) => load(s, values.as_ptr().add(first * stride), stride),
+            };
+            (to, sum)
         };
         let mut chained = false;
         for term in terms {
@@ -218,7 +274,7 @@ impl<E: Element, const R: usize, const P: usize> Kernel<E> for Tile<'_, E, R, P>
                         sum = zero;
                     }
                 }
-                sum = add_term(s, sum, term);
+                sum = add_term(s, sum, (first, term));
             }
         }
         // SAFETY: as for the loads.
@@ -277,35 +333,98 @@ unsafe fn leave<E: Element, S: Simd<E>, const R: usize, const P: usize>(
     }
 }
 
-/// `sum[r][p] + sum over k of a[r][k] * panel[k][p]`.
+/// `sum[r][p] + sum over k of a[first + r][k] * panel[k][p]`.
 ///
 /// # Safety
-/// * `Product::check` held the furthest k of both operands against their slices.
+/// * `Product::check` held the furthest row and k of both operands against their slices.
 #[inline(always)]
 unsafe fn add_term<E: Element, S: Simd<E>, const R: usize, const P: usize>(
     s: S,
-    mut sum: [[S::V; P]; R],
-    term: &Term<'_, E>,
+    sum: [[S::V; P]; R],
+    (first, term): (usize, &Term<'_, E>),
 ) -> [[S::V; P]; R] {
     let (a, depth) = (term.a, term.depth);
     // A stride may be negative: then the first element is the last of the slice.
-    let mut left = start(a.values, a.depth_stride, depth);
-    let mut right = start(term.panel, term.panel_stride, depth);
+    let left = start(a.values, a.depth_stride, depth).wrapping_add(first * a.row_stride);
+    let right = start(term.panel, term.panel_stride, depth);
+    let panel_stride = term.panel_stride;
+    if const { !S::FUSED } {
+        // Not there for speed: one loop, for the sake of the module's size.
+        let strides = (a.depth_stride, panel_stride);
+        // SAFETY: both pointers are at the first of `depth` k, and the others are so far apart.
+        return unsafe { add_each(s, sum, (left, a.row_stride), right, strides, depth) };
+    }
+    // Strides that are always the same are constants: then several k need little or no arithmetic on
+    // addresses.
+    // SAFETY: both pointers are at the first of `depth` k, and the others are so far apart; the strides are
+    // what `Product::check` let pass.
+    unsafe {
+        if a.depth_stride != 1 || panel_stride != packed::<E, S>(P) {
+            add_each(
+                s,
+                sum,
+                (left, 1),
+                right,
+                (a.depth_stride, panel_stride),
+                depth,
+            )
+        } else if const { has_room::<R, P>(S::REGISTERS) } {
+            add_each(
+                s,
+                sum,
+                (left, a.row_stride),
+                right,
+                (1, packed::<E, S>(P)),
+                depth,
+            )
+        } else {
+            // With all addresses known the compiler would load ahead, for which no register is left.
+            let strides = (1, black_box(panel_stride));
+            add_each(s, sum, (left, a.row_stride), right, strides, depth)
+        }
+    }
+}
+
+/// From a row of a packed panel to the next.
+const fn packed<E: Element, S: Simd<E>>(vectors: usize) -> isize {
+    (vectors * S::LANES) as isize
+}
+
+/// Whether a register is left beside the sums.
+const fn has_room<const R: usize, const P: usize>(registers: usize) -> bool {
+    let operands = if R < P { R } else { P };
+    R * P + operands + 1 < registers
+}
+
+/// `sum[r][p] + sum over k of a[r][k] * panel[k][p]`.
+///
+/// # Safety
+/// * `left` and `right` are at the first of `depth` k, the others `strides` apart; at each they are valid
+///   as [`add_one`] wants it.
+#[inline(always)]
+unsafe fn add_each<E: Element, S: Simd<E>, const R: usize, const P: usize>(
+    s: S,
+    mut sum: [[S::V; P]; R],
+    (mut left, row_stride): (*const E, usize),
+    mut right: *const E,
+    (depth_stride, panel_stride): (isize, isize),
+    depth: usize,
+) -> [[S::V; P]; R] {
     // Several k at a time: what counts, moves pointers and forms addresses is then little beside the
     // multiply-adds.
     for _ in 0..depth / UNROLLED {
         for _ in 0..UNROLLED {
             // SAFETY: both pointers are at a k that is there.
-            sum = unsafe { add_one(s, sum, (left, a.row_stride), right) };
-            left = left.wrapping_offset(a.depth_stride);
-            right = right.wrapping_offset(term.panel_stride);
+            sum = unsafe { add_one(s, sum, (left, row_stride), right) };
+            left = left.wrapping_offset(depth_stride);
+            right = right.wrapping_offset(panel_stride);
         }
     }
     for _ in 0..depth % UNROLLED {
         // SAFETY: both pointers are at a k that is there.
-        sum = unsafe { add_one(s, sum, (left, a.row_stride), right) };
-        left = left.wrapping_offset(a.depth_stride);
-        right = right.wrapping_offset(term.panel_stride);
+        sum = unsafe { add_one(s, sum, (left, row_stride), right) };
+        left = left.wrapping_offset(depth_stride);
+        right = right.wrapping_offset(panel_stride);
     }
     sum
 }

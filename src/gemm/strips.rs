@@ -9,7 +9,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::gemm::view::{Field, Layout, Table};
+use crate::gemm::view::{Down, DownFrom, Field, Layout, Table};
 use crate::shape::Schedule;
 use crate::simd::{Element, Simd, Vector};
 
@@ -204,6 +204,29 @@ impl<'a, E: Element, const W: usize, const R: usize> Strips<'a, E, W, R> {
             tables: PhantomData,
         }
         .filled(self, row)
+    }
+
+    /// The vector at `column` of some rows of the step, in every written table.
+    ///
+    /// # Panics
+    /// When the step has no such rows, or the strip not all columns of the vector.
+    #[inline(always)]
+    pub fn down<S: Simd<E>>(&mut self, _s: S, rows: Range<usize>, column: usize) -> Down<'_, E, W> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(column <= self.width && S::LANES <= self.width - column);
+        let mut from = [DownFrom::<E>::NOWHERE; W];
+        for k in 0..W {
+            let strip = &self.written[k];
+            let at = rows.start * strip.row_len + column;
+            from[k] = DownFrom {
+                at: strip.base.wrapping_add(at),
+                row_len: strip.row_len,
+                slots: strip.slots,
+                slot_len: strip.slot_len,
+            };
+        }
+        // SAFETY: the strips have these rows and columns of every slot, all this worker's.
+        unsafe { Down::from_raw(from, (rows.len(), S::LANES)) }
     }
 
     /// The rows of the step in written table `k`, whole.

@@ -4,7 +4,7 @@
 //! worker owns some rows of every step and some columns of every row. [`Field::split_rows`] and
 //! [`Field::split_columns`] cut ownership in two by value, so two owners never overlap and no lock is
 //! needed: that is what makes the raw pointer below sound. Every access goes through a [`Block`], whose
-//! bounds were checked once for a whole register tile.
+//! bounds were checked once for all of its rows, or through a [`Down`], whose vectors were too.
 
 #![allow(unsafe_code)]
 
@@ -324,6 +324,26 @@ impl<E: Element> Block<'_, E> {
         }
     }
 
+    /// The vector at `column` of some rows.
+    ///
+    /// # Panics
+    /// When there are no such rows, or not all columns of the vector.
+    #[inline(always)]
+    pub fn down<S: Simd<E>>(&mut self, _s: S, rows: Range<usize>, column: usize) -> Down<'_, E, 1> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(column <= self.width && S::LANES <= self.width - column);
+        let from = DownFrom {
+            at: self
+                .base
+                .wrapping_add(rows.start * self.row_stride + column),
+            row_len: self.row_stride,
+            slots: self.slots,
+            slot_len: self.slot_stride,
+        };
+        // SAFETY: `Field::block` or the caller of `from_raw` vouched for all rows, slots and columns.
+        unsafe { Down::from_raw([from], (rows.len(), S::LANES)) }
+    }
+
     /// Where the values at `row`, `slot` and `column` of the block are, and how many there are.
     #[inline(always)]
     fn at(&self, row: usize, slot: usize, column: usize) -> (*mut E, usize) {
@@ -369,6 +389,108 @@ impl<E: Element> Block<'_, E> {
                 value.store_partial_raw(to, width)
             }
         }
+    }
+}
+
+/// Where a vector of one table is in a first row, and where the others are.
+#[derive(Clone, Copy)]
+pub(super) struct DownFrom<E> {
+    /// Its place in the first slot.
+    pub(super) at: *mut E,
+    pub(super) row_len: usize,
+    /// 0 where the table is not there.
+    pub(super) slots: usize,
+    pub(super) slot_len: usize,
+}
+
+impl<E> DownFrom<E> {
+    /// Of no table.
+    pub(super) const NOWHERE: Self = Self {
+        at: std::ptr::null_mut(),
+        row_len: 0,
+        slots: 0,
+        slot_len: 0,
+    };
+}
+
+/// A whole vector of one row after the other in several tables. What a vector of a [`Block`] is asked at
+/// every access was asked when this was made, but for the slot and the row.
+pub struct Down<'s, E, const W: usize> {
+    /// At the row at hand.
+    tables: [DownFrom<E>; W],
+    /// Rows from the one at hand on.
+    rows: usize,
+    lanes: usize,
+    owner: PhantomData<&'s mut [E]>,
+}
+
+impl<E: Element, const W: usize> Down<'_, E, W> {
+    /// `rows` rows of vectors of `lanes` values, from these on.
+    ///
+    /// # Safety
+    /// * In every slot of every table the vectors are valid for reading and writing while this lives, and
+    ///   nobody else's.
+    #[inline(always)]
+    pub(super) unsafe fn from_raw(tables: [DownFrom<E>; W], (rows, lanes): (usize, usize)) -> Self {
+        Self {
+            tables,
+            rows,
+            lanes,
+            owner: PhantomData,
+        }
+    }
+
+    /// How many rows there are from the one at hand on.
+    #[inline(always)]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether table `k` is there.
+    #[inline(always)]
+    pub fn has(&self, k: usize) -> bool {
+        self.tables[k].slots > 0
+    }
+
+    /// Goes on by `rows` rows.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[inline(always)]
+    pub fn step(&mut self, rows: usize) {
+        assert!(rows <= self.rows);
+        self.rows -= rows;
+        for k in 0..W {
+            let table = &mut self.tables[k];
+            table.at = table.at.wrapping_add(rows * table.row_len);
+        }
+    }
+
+    /// Where the vector of the row `r` after the one at hand is.
+    #[inline(always)]
+    fn at<S: Simd<E>>(&self, _s: S, k: usize, slot: usize, r: usize) -> *mut E {
+        let table = self.tables[k];
+        assert!(r < self.rows && slot < table.slots && S::LANES == self.lanes);
+        table
+            .at
+            .wrapping_add(r * table.row_len + slot * table.slot_len)
+    }
+
+    /// The vector in a slot of table `k`, `r` rows after the one at hand.
+    ///
+    /// # Panics
+    /// When there is no such slot or row.
+    #[inline(always)]
+    pub fn load<S: Simd<E>>(&self, s: S, k: usize, slot: usize, r: usize) -> S::V {
+        // SAFETY: the tables have this row and slot, and all lanes of the vector.
+        unsafe { s.load_raw(self.at(s, k, slot, r)) }
+    }
+
+    /// The mirror of [`Self::load`].
+    #[inline(always)]
+    pub fn store<S: Simd<E>>(&mut self, s: S, k: usize, slot: usize, r: usize, value: S::V) {
+        // SAFETY: the tables have this row and slot, and all lanes of the vector, which are this worker's.
+        unsafe { value.store_raw(self.at(s, k, slot, r)) }
     }
 }
 

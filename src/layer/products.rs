@@ -13,10 +13,9 @@ use std::ops::Range;
 use crate::cell::Spec;
 use crate::error::Result;
 use crate::gemm::kernel::{
-    Begin, Joint, MAX_ROWS, MAX_VECTORS, Product, Rows, Term, max_rows, multiply,
+    Begin, Joint, MAX_ROWS, MAX_VECTORS, Product, Rows, Term, max_rows, multiply, tiles,
 };
 use crate::gemm::pack::{Panels, columns_per_panel};
-use crate::layer::forward::tiles;
 use crate::layer::weights::Lanes;
 use crate::memory::{Buffer, product};
 use crate::parallel::Meter;

@@ -212,14 +212,15 @@ fn strides(way: usize, depth: usize, rows: usize, width: usize) -> (usize, isize
     let (by_row, panel) = (rows as isize, width as isize);
     [
         (depth, 1, panel),
+        (depth + 1, 1, panel),
         (1, by_row, panel),
         (1, -by_row, -panel),
-        (11, -2, -(panel + 3)),
-        (0, 0, -1),
-    ][way % 5]
+        (1, -(by_row + 2), -(panel + 3)),
+        (1, 0, -1),
+    ][way % 6]
 }
 
-/// Every register tile, from every beginning, with the terms that the drivers join and some more; each
+/// Every register tile, and more rows than one has, from every beginning, with the terms that the drivers join and some more; each
 /// meets every depth and every way to walk.
 pub fn every_tile<E: Element, S: Simd<E>>(s: S, multiply_add: impl Fn(E, E, E) -> E + Copy) {
     use Join::{Add, Chain, Shift};
@@ -238,7 +239,8 @@ pub fn every_tile<E: Element, S: Simd<E>>(s: S, multiply_add: impl Fn(E, E, E) -
     let mut turn = 0;
     for vectors in 1..=MAX_VECTORS {
         let width = vectors * S::LANES;
-        for rows in 1..=max_rows(S::REGISTERS, vectors) {
+        let most = max_rows(S::REGISTERS, vectors);
+        for rows in (1..=most).chain([most + 1, 2 * most + 1]) {
             let begins = [From::Zero, From::Sums, From::Rows(0), From::Rows(width + 1)];
             let cases = begins
                 .into_iter()

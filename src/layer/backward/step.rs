@@ -6,12 +6,11 @@ use super::BackwardShare;
 use super::results::{CellsBack, PRE, Results};
 use crate::cell::{Cell, MAX_SLOTS};
 use crate::error::Result;
-use crate::gemm::kernel::{Begin, Joint, Product, Rows, Term, max_rows, multiply};
+use crate::gemm::kernel::{Begin, Joint, Product, Rows, Term, multiply};
 use crate::gemm::pack::Panels;
 use crate::gemm::relay::RelayEnd;
 use crate::gemm::row::{GateProduct, multiply_row};
 use crate::layer::config::with_cell;
-use crate::layer::forward::tiles;
 use crate::layer::weights::BackwardWeights;
 use crate::parallel::Meter;
 use crate::simd::{Element, Kernel, Simd};
@@ -166,52 +165,48 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
         let mut done = 0;
         while done < slots.len() {
             let gates = done..(done + at_once).min(slots.len());
-            for tile in tiles(rows, max_rows(S::REGISTERS, vectors)) {
-                let pre = match self.relay {
-                    Some(relay) => relay.sides(rows).0,
-                    None => self.results.strips.whole_rows(PRE),
-                };
-                let pre = &pre[tile.start * stride + slots.start * hidden..];
-                let mut terms = [Term {
-                    joint: Joint::Add,
-                    depth: hidden,
-                    a: Rows {
-                        values: pre,
-                        row_stride: stride,
-                        depth_stride: 1,
-                    },
-                    panel: weights,
-                    panel_stride: width as isize,
-                }; MAX_SLOTS];
-                for k in 0..gates.len() {
-                    let gate = gates.start + k;
-                    let term = &mut terms[k];
-                    term.a.values = &pre[gate * hidden..];
-                    term.panel = &weights[gate * gate_len..];
-                    if gate > 0 {
-                        term.joint = Joint::Chain;
-                    }
-                }
-                multiply(
-                    s,
-                    Product {
-                        rows: tile.len(),
-                        vectors,
-                        begin: match gates.start {
-                            0 => Begin::Zero,
-                            _ => Begin::Sums,
-                        },
-                        terms: &terms[..gates.len()],
-                        sums: &mut self.sums[tile.start * width..],
-                        sums_stride: width,
-                    },
-                );
-                if gates.end == slots.len() {
-                    self.arrive(s, slots == C::CANDIDATE, tile, (first, width));
+            let pre = match self.relay {
+                Some(relay) => relay.sides(rows).0,
+                None => self.results.strips.whole_rows(PRE),
+            };
+            let pre = &pre[slots.start * hidden..];
+            let mut terms = [Term {
+                joint: Joint::Add,
+                depth: hidden,
+                a: Rows {
+                    values: pre,
+                    row_stride: stride,
+                    depth_stride: 1,
+                },
+                panel: weights,
+                panel_stride: width as isize,
+            }; MAX_SLOTS];
+            for k in 0..gates.len() {
+                let gate = gates.start + k;
+                let term = &mut terms[k];
+                term.a.values = &pre[gate * hidden..];
+                term.panel = &weights[gate * gate_len..];
+                if gate > 0 {
+                    term.joint = Joint::Chain;
                 }
             }
+            multiply(
+                s,
+                Product {
+                    rows,
+                    vectors,
+                    begin: match gates.start {
+                        0 => Begin::Zero,
+                        _ => Begin::Sums,
+                    },
+                    terms: &terms[..gates.len()],
+                    sums: self.sums,
+                    sums_stride: width,
+                },
+            );
             done = gates.end;
         }
+        self.arrive(s, slots == C::CANDIDATE, (first, width));
     }
 
     /// One row: all gates of a panel at once, or several panels of a single gate, each with a chain of sums.
@@ -236,26 +231,20 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
                 sums: self.sums,
             },
         );
-        self.arrive(s, slots == C::CANDIDATE, 0..1, (0, self.units.len()));
+        self.arrive(s, slots == C::CANDIDATE, (0, self.units.len()));
     }
 
-    /// What `sums` holds of some rows, `width` columns from unit `first` on, goes where it belongs: into
+    /// What `sums` holds of every row, `width` columns from unit `first` on, goes where it belongs: into
     /// the gradient of the state, or back through r*m*h'.
     #[inline(always)]
-    fn arrive<S: Simd<E>>(
-        &mut self,
-        s: S,
-        candidate: bool,
-        rows: Range<usize>,
-        (first, width): (usize, usize),
-    ) {
+    fn arrive<S: Simd<E>>(&mut self, s: S, candidate: bool, (first, width): (usize, usize)) {
         let columns = width.min(self.units.len() - first);
-        let all = self.results.strips.rows();
+        let rows = self.results.strips.rows();
         let mut next = match self.relay {
-            Some(relay) if candidate => Some(relay.sides(all).1),
+            Some(relay) if candidate => Some(relay.sides(rows).1),
             _ => None,
         };
-        for r in rows {
+        for r in 0..rows {
             let mut row = self.results.row(r);
             for column in (0..columns).step_by(S::LANES) {
                 let sum = s.load(&self.sums[r * width + column..]);

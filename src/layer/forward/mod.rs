@@ -3,7 +3,7 @@
 //! ```text
 //! 1. for t in steps                       in order: each needs the last one's h
 //! 2.   for panel in panels                units; any order
-//! 3.     for tile in rows                 rows; any order
+//! 3.     for some in rows                 24 or fewer; any order
 //!          sums  = bias
 //!          sums += W x_t                  or, with few rows, what was computed for many steps at once
 //!          sums += U (m*h')
@@ -13,9 +13,10 @@
 //! Loop 2 is outside loop 3, so that a panel is read into the nearest cache once a step. A cell with its
 //! reset before the product goes through 2 and 3 twice, all units' gates first.
 //!
-//! A tile of several rows is one product that leaves its sums in a scratch; a single row takes a panel
-//! or several at once and hands its sums to the cell in registers. Both sum in the same order. Rows of weights
-//! that are stored as bfloat16 all go this way: for each group of panels loop 3 takes one row after the other.
+//! Several rows of a panel are one product, tile after tile, that leaves its sums in a scratch, where the
+//! cell finds those of some 24 rows at once; a single row takes a panel or several at once and hands its
+//! sums to the cell in registers. Both sum in the same order. Rows of weights that are stored as bfloat16 all
+//! go this way: for each group of panels loop 3 takes one row after the other.
 //!
 //! With few rows `W x` is computed for a chunk of steps at once: a tile of many rows where a step has
 //! few. The sums go to memory and back in between, which is exact, so the bits are the same.
@@ -26,7 +27,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `walk.rs` | loop 1, and `W x` of many steps at once |
-//! | `step.rs` | loops 2 and 3: products of a tile and of a row |
+//! | `step.rs` | loops 2 and 3: products of several rows and of one |
 //! | `results.rs` | the cell's equations, and every place where their results go |
 //! | `workspace.rs` | the memory that a worker needs besides |
 
@@ -38,7 +39,6 @@ mod workspace;
 use std::ops::Range;
 
 pub(super) use results::{Mask, each};
-pub(super) use step::tiles;
 pub use workspace::Workspace;
 
 use crate::cell::Spec;

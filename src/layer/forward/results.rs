@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::ForwardFields;
 use crate::cell::{Cell, Forward, MAX_SLOTS, Slots, State};
 use crate::gemm::strips::{Line, Strips};
-use crate::gemm::view::Block;
+use crate::gemm::view::{Block, Down};
 use crate::shape::Schedule;
 use crate::simd::{Element, Group, Grouped, Kernel, Simd};
 
@@ -83,28 +83,6 @@ impl<'s, E: Element> Mask<'s, E> {
     }
 }
 
-/// Where rows of a step are found.
-pub(super) trait Lines<E> {
-    /// Row `r` in every table.
-    fn line(&mut self, r: usize) -> Line<'_, E, 6, 0>;
-}
-
-/// Any row of the step.
-impl<E: Element> Lines<E> for Strips<'_, E, 6, 0> {
-    #[inline(always)]
-    fn line(&mut self, r: usize) -> Line<'_, E, 6, 0> {
-        Strips::line(self, r)
-    }
-}
-
-/// The one row that is asked for, found before.
-impl<E: Element> Lines<E> for Line<'_, E, 6, 0> {
-    #[inline(always)]
-    fn line(&mut self, _r: usize) -> Line<'_, E, 6, 0> {
-        *self
-    }
-}
-
 /// The tables of [`Results`]: the state, y, and the tape.
 const STATE_H: usize = 0;
 const STATE_C: usize = 1;
@@ -144,20 +122,20 @@ impl<'s, E: Element> Results<'s, E> {
     }
 }
 
-/// The rows of a tile in one block of units, their sums in memory. A function of its own, which has all
+/// Some rows of a step in one block of units, their sums in memory. A function of its own, which has all
 /// registers to itself.
-pub(super) struct FinishTile<'f, 's, 'n, E, C> {
+pub(super) struct FinishRows<'f, 's, 'n, E, C> {
     pub(super) cell: C,
     pub(super) results: &'f mut Results<'s, E>,
     pub(super) next: &'f mut Block<'n, E>,
-    /// [tile rows, slots, lanes], rows `row_len` apart.
+    /// [rows, slots, lanes], rows `row_len` apart.
     pub(super) sums: &'f [E],
     pub(super) row_len: usize,
     pub(super) rows: Range<usize>,
     pub(super) unit: usize,
 }
 
-impl<E: Element, C: Cell> Kernel<E> for FinishTile<'_, '_, '_, E, C> {
+impl<E: Element, C: Cell> Kernel<E> for FinishRows<'_, '_, '_, E, C> {
     type Output = ();
 
     #[inline(always)]
@@ -166,54 +144,146 @@ impl<E: Element, C: Cell> Kernel<E> for FinishTile<'_, '_, '_, E, C> {
             cell,
             results,
             next,
-            sums,
+            mut sums,
             row_len,
             rows,
             unit,
         } = self;
-        let mut sums = sums;
-        let mut r = rows.start;
-        while r + 1 < rows.end {
+        let Results { strips, mask } = results;
+        if strips.width() - unit < S::LANES {
+            // The last block of a layer, or of a worker, that has no whole vector.
+            for r in rows {
+                let places = InRow {
+                    line: &mut strips.line(r),
+                    mask: mask.skip(r),
+                    next: &mut next.row(r),
+                    units: [unit],
+                };
+                finish(s, cell, places, [load_slots(s, C::SLOTS, sums)]);
+                sums = sums.get(row_len..).unwrap_or_default();
+            }
+            return;
+        }
+        let mut down = Downwards {
+            tables: strips.down(s, rows.clone(), unit),
+            next: next.down(s, rows.clone(), unit),
+            mask: *mask,
+            row: rows.start,
+            unit,
+        };
+        // A level that does not fuse is not there for speed: no pairs, for the sake of the module's size.
+        while S::FUSED && down.tables.rows() >= 2 {
             let pre = [
                 load_slots(s, C::SLOTS, sums),
                 load_slots(s, C::SLOTS, &sums[row_len..]),
             ];
-            let places = [(r, unit), (r + 1, unit)];
-            finish(
-                s,
-                cell,
-                (&mut results.strips, results.mask),
-                places,
-                pre,
-                next,
-            );
+            finish(s, cell, &mut down, pre);
+            down.step(2);
             sums = sums.get(2 * row_len..).unwrap_or_default();
-            r += 2;
         }
-        if r < rows.end {
-            let pre = [load_slots(s, C::SLOTS, sums)];
-            finish(
-                s,
-                cell,
-                (&mut results.strips, results.mask),
-                [(r, unit)],
-                pre,
-                next,
-            );
+        while down.tables.rows() > 0 {
+            finish(s, cell, &mut down, [load_slots(s, C::SLOTS, sums)]);
+            down.step(1);
+            sums = sums.get(row_len..).unwrap_or_default();
         }
     }
 }
 
-/// The cell's equations for N vectors of units, each of the row and unit that `places` says, and every
-/// place where their results go. Where `lines` is a single line, all places are in its row.
+/// Where N vectors of a step are found in every table.
+pub(super) trait Places<E: Element, const N: usize> {
+    /// Vector `n` of a table.
+    fn load<S: Simd<E>>(&self, s: S, n: usize, table: usize) -> S::V;
+    /// Writes vector `n` of a slot of a table.
+    fn store<S: Simd<E>>(&mut self, s: S, n: usize, place: (usize, usize), value: S::V);
+    /// Whether the table is there.
+    fn has(&self, table: usize) -> bool;
+    /// Leaves h, times its mask, for the next step.
+    fn pass_on<S: Simd<E>>(&mut self, s: S, n: usize, h: S::V);
+}
+
+/// Vectors side by side in one row; they may end with the row.
+pub(super) struct InRow<'p, 's, 'n, E, const N: usize> {
+    pub(super) line: &'p mut Line<'s, E, 6, 0>,
+    /// Of this row.
+    pub(super) mask: Mask<'p, E>,
+    /// Of this row.
+    pub(super) next: &'p mut Block<'n, E>,
+    pub(super) units: [usize; N],
+}
+
+impl<E: Element, const N: usize> Places<E, N> for InRow<'_, '_, '_, E, N> {
+    #[inline(always)]
+    fn load<S: Simd<E>>(&self, s: S, n: usize, table: usize) -> S::V {
+        self.line.load(s, table, 0, self.units[n])
+    }
+
+    #[inline(always)]
+    fn store<S: Simd<E>>(&mut self, s: S, n: usize, (table, slot): (usize, usize), value: S::V) {
+        self.line.store(s, table, slot, self.units[n], value);
+    }
+
+    #[inline(always)]
+    fn has(&self, table: usize) -> bool {
+        self.line.has(table)
+    }
+
+    #[inline(always)]
+    fn pass_on<S: Simd<E>>(&mut self, s: S, n: usize, h: S::V) {
+        let unit = self.units[n];
+        let masked = self.mask.apply(s, h, (0, unit), self.line.lanes::<S>(unit));
+        self.next.store(s, 0, 0, unit, masked);
+    }
+}
+
+/// Whole vectors below each other.
+struct Downwards<'s, 'n, E> {
+    tables: Down<'s, E, 6>,
+    next: Down<'n, E, 1>,
+    mask: Mask<'s, E>,
+    /// The one at hand.
+    row: usize,
+    unit: usize,
+}
+
+impl<E: Element> Downwards<'_, '_, E> {
+    #[inline(always)]
+    fn step(&mut self, rows: usize) {
+        self.tables.step(rows);
+        self.next.step(rows);
+        self.row += rows;
+    }
+}
+
+impl<E: Element, const N: usize> Places<E, N> for &mut Downwards<'_, '_, E> {
+    #[inline(always)]
+    fn load<S: Simd<E>>(&self, s: S, n: usize, table: usize) -> S::V {
+        self.tables.load(s, table, 0, n)
+    }
+
+    #[inline(always)]
+    fn store<S: Simd<E>>(&mut self, s: S, n: usize, (table, slot): (usize, usize), value: S::V) {
+        self.tables.store(s, table, slot, n, value);
+    }
+
+    #[inline(always)]
+    fn has(&self, table: usize) -> bool {
+        self.tables.has(table)
+    }
+
+    #[inline(always)]
+    fn pass_on<S: Simd<E>>(&mut self, s: S, n: usize, h: S::V) {
+        let masked = self.mask.apply(s, h, (self.row + n, self.unit), S::LANES);
+        self.next.store(s, 0, 0, n, masked);
+    }
+}
+
+/// The cell's equations for N vectors of units, and every place where their results go.
 #[inline(always)]
 pub(super) fn finish<E: Element, K: Cell, S: Simd<E>, const N: usize>(
     s: S,
     cell: K,
-    (lines, mask): (&mut impl Lines<E>, Mask<'_, E>),
-    places: [(usize, usize); N],
+    mut places: impl Places<E, N>,
     pre: [Slots<S::V>; N],
-    next: &mut Block<'_, E>,
 ) {
     let zero = Group([s.splat(E::ZERO); N]);
     let mut slots: Slots<Group<S::V, N>> = [zero; MAX_SLOTS];
@@ -222,34 +292,29 @@ pub(super) fn finish<E: Element, K: Cell, S: Simd<E>, const N: usize>(
         for slot in 0..K::SLOTS {
             slots[slot].0[n] = pre[n][slot];
         }
-        let (r, unit) = places[n];
-        let line = lines.line(r);
-        before.h.0[n] = line.load(s, STATE_H, 0, unit);
+        before.h.0[n] = places.load(s, n, STATE_H);
         if K::HAS_CELL {
-            before.c.0[n] = line.load(s, STATE_C, 0, unit);
+            before.c.0[n] = places.load(s, n, STATE_C);
         }
     });
     let Forward { saved, state } = cell.forward(Grouped::<S, N>(s), slots, before);
     each!(n < N {
-        let (r, unit) = places[n];
         let h = state.h.0[n];
-        let mut line = lines.line(r);
-        let masked = mask.apply(s, h, places[n], line.lanes::<S>(unit));
-        next.store(s, r, 0, unit, masked);
-        line.store(s, STATE_H, 0, unit, h);
+        places.pass_on(s, n, h);
+        places.store(s, n, (STATE_H, 0), h);
         if K::HAS_CELL {
-            line.store(s, STATE_C, 0, unit, state.c.0[n]);
+            places.store(s, n, (STATE_C, 0), state.c.0[n]);
         }
-        if line.has(OUTPUT) {
-            line.store(s, OUTPUT, 0, unit, h);
+        if places.has(OUTPUT) {
+            places.store(s, n, (OUTPUT, 0), h);
         }
-        if line.has(TAPE_H) {
-            line.store(s, TAPE_H, 0, unit, before.h.0[n]);
+        if places.has(TAPE_H) {
+            places.store(s, n, (TAPE_H, 0), before.h.0[n]);
             if K::HAS_CELL {
-                line.store(s, TAPE_C, 0, unit, before.c.0[n]);
+                places.store(s, n, (TAPE_C, 0), before.c.0[n]);
             }
             for slot in 0..K::SAVED {
-                line.store(s, TAPE_SLOTS, slot, unit, saved[slot].0[n]);
+                places.store(s, n, (TAPE_SLOTS, slot), saved[slot].0[n]);
             }
         }
     });

@@ -1,11 +1,12 @@
-//! One step of a share: its products, tile by tile, or a panel or several at a time for a single row.
+//! One step of a share: its products, a panel at a time for several rows, or a panel or several for a
+//! single row.
 
 use std::ops::Range;
 
-use super::results::{FinishTile, Mask, Results, finish, load_slots};
+use super::results::{FinishRows, InRow, Mask, Results, finish, load_slots};
 use crate::cell::{Cell, MAX_SLOTS, Slots};
 use crate::error::Result;
-use crate::gemm::kernel::{Begin, Joint, Product, Rows, Term, max_rows, multiply};
+use crate::gemm::kernel::{Begin, Joint, Product, Rows, Term, multiply};
 use crate::gemm::pack::Panels;
 use crate::gemm::relay::RelayEnd;
 use crate::gemm::row::add_panels;
@@ -78,6 +79,10 @@ const fn most_panels<E: Element, S: Simd<E>, C: Cell>() -> usize {
         _ => 4,
     }
 }
+
+/// Rows whose sums of a panel are finished together: a multiple of the usual tiles' heights, and few enough
+/// that the sums stay in the nearest cache.
+pub(super) const ROWS_AT_ONCE: usize = 24;
 
 /// Where the sums of a step come from.
 #[derive(Clone, Copy)]
@@ -238,10 +243,12 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             }
             return Ok(());
         }
-        let most = max_rows(S::REGISTERS, blocks * C::INPUT.max(C::RECURRENT.len()));
         for panel in first..end {
-            for tile in tiles(rows, most) {
-                self.tile(s, panel, tile, stage, &mut operands);
+            let mut done = 0;
+            while done < rows {
+                let group = done..rows.min(done + ROWS_AT_ONCE);
+                done = group.end;
+                self.rows(s, panel, group, stage, &mut operands);
             }
             self.meter.spend(rows * work)?;
         }
@@ -280,9 +287,9 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         (single, strips.line(r))
     }
 
-    /// Some rows of one panel.
+    /// Some rows of one panel, at most [`ROWS_AT_ONCE`].
     #[inline(always)]
-    fn tile<S: Simd<E>>(
+    fn rows<S: Simd<E>>(
         &mut self,
         s: S,
         panel: usize,
@@ -352,7 +359,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             return;
         }
         for b in 0..blocks {
-            s.enter(FinishTile {
+            s.enter(FinishRows {
                 cell: self.cell,
                 results: &mut self.results,
                 next: &mut operands.next,
@@ -533,6 +540,16 @@ impl<E: Element, C: Cell> Single<'_, E, C> {
         let fed = side_by_side::<B>(slots);
         add_panels::<_, _, _, SHORT>(s, &mut sums, fed, operands.recurrent, (panels, panel));
         // No closures: they are not inlined with their caller's instructions.
+        macro_rules! in_row {
+            ($units:expr) => {
+                InRow {
+                    line: &mut *line,
+                    mask: self.mask,
+                    next: &mut operands.next,
+                    units: $units,
+                }
+            };
+        }
         let first = local * self.tiling.blocks * S::LANES;
         let per_panel = self.tiling.blocks * S::LANES;
         if stage == Stage::Gates {
@@ -550,42 +567,20 @@ impl<E: Element, C: Cell> Single<'_, E, C> {
         } else if B == 2 {
             for q in 0..Q {
                 let unit = first + q * per_panel;
-                let places = [(0, unit), (0, unit + S::LANES)];
                 let mut second = sums[q];
                 second[0] = sums[q][1];
-                let pre = [sums[q], second];
-                finish(
-                    s,
-                    self.cell,
-                    (line, self.mask),
-                    places,
-                    pre,
-                    &mut operands.next,
-                );
+                let units = [unit, unit + S::LANES];
+                let places = in_row!(units);
+                finish(s, self.cell, places, [sums[q], second]);
             }
         } else if Q == 1 {
-            let places = [(0, first)];
-            finish(
-                s,
-                self.cell,
-                (line, self.mask),
-                places,
-                [sums[0]],
-                &mut operands.next,
-            );
+            let places = in_row!([first]);
+            finish(s, self.cell, places, [sums[0]]);
         } else {
             for q in 0..Q / 2 {
                 let unit = first + 2 * q * per_panel;
-                let places = [(0, unit), (0, unit + per_panel)];
-                let pre = [sums[2 * q], sums[2 * q + 1]];
-                finish(
-                    s,
-                    self.cell,
-                    (line, self.mask),
-                    places,
-                    pre,
-                    &mut operands.next,
-                );
+                let places = in_row!([unit, unit + per_panel]);
+                finish(s, self.cell, places, [sums[2 * q], sums[2 * q + 1]]);
             }
         }
         Q
@@ -635,16 +630,6 @@ pub(super) fn term<'a, E: Element>(
         panel: panels.from_panel(panel),
         panel_stride: width as isize,
     }
-}
-
-/// Cuts `rows` into tiles of at most `most` rows, as even as can be.
-#[inline(always)]
-pub(in crate::layer) fn tiles(
-    rows: usize,
-    most: usize,
-) -> impl Iterator<Item = Range<usize>> + Clone {
-    let count = rows.div_ceil(most);
-    (0..count).map(move |k| rows * k / count..rows * (k + 1) / count)
 }
 
 /// The rows of [rows, width] from `row` on.

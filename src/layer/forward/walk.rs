@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use super::ForwardShare;
 use super::results::Results;
-use super::step::{Input, Step, Tiling, rows_from, term, tiles};
+use super::step::{Input, Step, Tiling, rows_from, term};
 use super::workspace::chunk_rows;
 use crate::cell::Cell;
 use crate::error::Result;
-use crate::gemm::kernel::{Begin, Joint, Product, max_rows, multiply};
+use crate::gemm::kernel::{Begin, Joint, Product, multiply};
 use crate::layer::config::with_cell;
 use crate::layer::weights::ForwardWeights;
 use crate::parallel::Meter;
@@ -158,6 +158,9 @@ impl<E: Element, T: Iterator<Item = usize>> Kernel<E> for FillChunk<'_, '_, E, T
             to.copy_from_slice(&ahead.input[first..first + rows * features]);
             total += rows;
         }
+        if total == 0 {
+            return Ok(0);
+        }
         let (weights, tiling) = (ahead.weights, ahead.tiling);
         let mut before = 0;
         for panel in tiling.first..tiling.end {
@@ -167,20 +170,18 @@ impl<E: Element, T: Iterator<Item = usize>> Kernel<E> for FillChunk<'_, '_, E, T
             before += total * width;
             // The slots that x adds to come first, so the first `width` values are theirs.
             let bias = &weights.bias[panel * tiling.bias_len..];
-            for tile in tiles(total, max_rows(S::REGISTERS, vectors)) {
-                let a = rows_from(ahead.chunk_input, tile.start, features);
-                multiply(
-                    s,
-                    Product {
-                        rows: tile.len(),
-                        vectors,
-                        begin: Begin::Rows(bias, 0),
-                        terms: &[term(Joint::Add, &weights.input, panel, a, width)],
-                        sums: &mut sums[tile.start * width..],
-                        sums_stride: width,
-                    },
-                );
-            }
+            let a = rows_from(ahead.chunk_input, 0, features);
+            multiply(
+                s,
+                Product {
+                    rows: total,
+                    vectors,
+                    begin: Begin::Rows(bias, 0),
+                    terms: &[term(Joint::Add, &weights.input, panel, a, width)],
+                    sums,
+                    sums_stride: width,
+                },
+            );
             ahead.meter.spend(total * features * width)?;
         }
         Ok(total)

@@ -1,8 +1,8 @@
 //! The memory of one share, had before its first step.
 
+use super::step::ROWS_AT_ONCE;
 use crate::cell::{MAX_SLOTS, Spec};
 use crate::error::Result;
-use crate::gemm::kernel::MAX_ROWS;
 use crate::layer::weights::{Lanes, blocks_per_panel};
 use crate::memory::{Buffer, product};
 use crate::simd::Element;
@@ -19,7 +19,7 @@ const CHUNK_ROWS: usize = 128;
 pub struct Workspace<E> {
     /// [rows, panels, slots, lanes] the slots between the stages.
     pub(super) pending: Buffer<E>,
-    /// [tile rows, slots, lanes] sums.
+    /// [rows at once, slots, lanes] sums.
     pub(super) sums: Buffer<E>,
     /// [panels, chunk rows, slots of x, lanes] W x of a chunk of steps.
     pub(super) chunk: Buffer<E>,
@@ -43,7 +43,7 @@ impl<E: Element> Workspace<E> {
         let chunk = chunk_rows(spec, rows, steps, units);
         Ok(Self {
             pending: Buffer::stale(stages * slots, what)?,
-            sums: Buffer::stale(MAX_ROWS * MAX_SLOTS * lanes.lanes, what)?,
+            sums: Buffer::stale(rows.min(ROWS_AT_ONCE) * MAX_SLOTS * lanes.lanes, what)?,
             chunk: Buffer::stale(product(&[chunk, units, spec.input], what)?, what)?,
             chunk_input: Buffer::stale(product(&[chunk, features], what)?, what)?,
         })
