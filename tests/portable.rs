@@ -20,7 +20,7 @@ use naive::solve;
 use problem::{CELLS, Case, Setup, assert_close, assert_same, compute, tolerance};
 use products::{From, Join, Operands, Tile, Walk, every_gate_product, every_row, every_tile};
 use rnncore::error::{Error, Result};
-use rnncore::gemm::kernel::MAX_VECTORS;
+use rnncore::gemm::kernel::{MAX_VECTORS, tiles};
 use rnncore::gemm::pack::Panels;
 use rnncore::gemm::relay::{Relay, RelayEnd};
 use rnncore::gemm::row::{GateProduct, RowProduct, add_row, multiply_row};
@@ -769,6 +769,24 @@ fn walks_down_stay_within_their_rows_slots_and_tables() {
 }
 
 // ---- Micro-kernels -------------------------------------------------------------------------------
+
+#[test]
+fn tiles_are_all_rows_in_order_and_as_even_as_can_be() {
+    for rows in 0..=50 {
+        for most in 1..=12 {
+            let cut: Vec<_> = tiles(rows, most).collect();
+            let ends: Vec<_> = cut.iter().map(|tile| tile.end).collect();
+            let starts: Vec<_> = cut.iter().map(|tile| tile.start).collect();
+            let expected: Vec<_> = std::iter::once(0).chain(ends.iter().copied()).collect();
+            assert_eq!(starts[..], expected[..cut.len()]);
+            assert_eq!(expected[cut.len()], rows);
+            assert_eq!(cut.len(), rows.div_ceil(most));
+            let lengths = cut.iter().map(Range::len);
+            let (short, long) = (lengths.clone().min(), lengths.max());
+            assert!(long <= Some(most) && long.unwrap_or(0) - short.unwrap_or(0) <= 1);
+        }
+    }
+}
 
 #[test]
 fn every_register_tile_multiplies() {

@@ -96,9 +96,17 @@ pub struct Term<'a, E> {
     pub panel_stride: isize,
 }
 
+impl<E> Term<'_, E> {
+    /// Whether k lie side by side and panel rows, of `width` values, too.
+    #[inline(always)]
+    fn is_packed(&self, width: usize) -> bool {
+        self.a.depth_stride == 1 && self.panel_stride == width as isize
+    }
+}
+
 /// `sums[r][p] = begin + sum over terms and k of a[r][k] * panel[k][p]`.
 pub struct Product<'a, E> {
-    /// Any number: tiles have [`max_rows`] at most.
+    /// At least 1; tiles have [`max_rows`] at most.
     pub rows: usize,
     /// P, at most [`MAX_VECTORS`].
     pub vectors: usize,
@@ -129,8 +137,7 @@ impl<E: Element> Product<'_, E> {
             if term.depth > 0 {
                 let row = last.saturating_mul(term.a.row_stride);
                 let (a, panel) = (term.a, term.panel);
-                let packed = a.depth_stride == 1 && term.panel_stride == p as isize;
-                assert!(packed || a.row_stride == 1);
+                assert!(term.is_packed(p) || a.row_stride == 1);
                 assert!(reach(a.depth_stride, term.depth).saturating_add(row) < a.values.len());
                 assert!(reach(term.panel_stride, term.depth).saturating_add(p) <= panel.len());
             }
@@ -168,7 +175,9 @@ pub fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> + C
 /// The product, register tile after register tile.
 ///
 /// # Panics
-/// When an index would leave its slice, or there is no row or no vector.
+/// When an index would leave its slice; when there is no row, or no such number of vectors; when a shift has
+/// no room or follows a chain; when neither k nor rows lie side by side, or k do beside a panel that is not
+/// packed.
 #[inline(always)]
 pub fn multiply<E: Element, S: Simd<E>>(s: S, product: Product<'_, E>) {
     s.enter(product);
@@ -181,7 +190,7 @@ impl<E: Element> Kernel<E> for Product<'_, E> {
     #[inline(always)]
     fn run<S: Simd<E>>(self, s: S) {
         self.check::<S>();
-        let mut tile = Tile {
+        let mut checked = Checked {
             first: 0,
             begin: self.begin,
             terms: self.terms,
@@ -189,13 +198,13 @@ impl<E: Element> Kernel<E> for Product<'_, E> {
             sums_stride: self.sums_stride,
         };
         for rows in tiles(self.rows, max_rows(S::REGISTERS, self.vectors)) {
-            tile.first = rows.start;
+            checked.first = rows.start;
             macro_rules! multiply {
                 ($($p:literal: $($r:literal)*;)*) => {
                     match (self.vectors, rows.len()) {
                         $($(($p, $r) if const { $r <= max_rows(S::REGISTERS, $p) } => {
                             if const { $r <= max_rows(S::REGISTERS, $p) } {
-                                s.enter(TileOf::<'_, '_, E, $r, $p>(&tile));
+                                s.enter(Tile::<'_, '_, E, $r, $p>(&checked));
                             }
                         })*)*
                         (vectors, rows) => panic!("no register tile of {rows} rows x {vectors} vectors"),
@@ -213,24 +222,25 @@ impl<E: Element> Kernel<E> for Product<'_, E> {
 }
 
 /// Some rows of a product that [`Product::check`] let pass.
-struct Tile<'a, E> {
+struct Checked<'a, E> {
     /// The first of the rows.
     first: usize,
     begin: Begin<'a, E>,
     terms: &'a [Term<'a, E>],
+    /// The first row of all.
     sums: *mut E,
     sums_stride: usize,
 }
 
 /// A tile of R rows and P vectors.
-struct TileOf<'t, 'a, E, const R: usize, const P: usize>(&'t Tile<'a, E>);
+struct Tile<'t, 'a, E, const R: usize, const P: usize>(&'t Checked<'a, E>);
 
-impl<E: Element, const R: usize, const P: usize> Kernel<E> for TileOf<'_, '_, E, R, P> {
+impl<E: Element, const R: usize, const P: usize> Kernel<E> for Tile<'_, '_, E, R, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd<E>>(self, s: S) {
-        let &Tile {
+        let &Checked {
             first,
             begin,
             terms,
@@ -344,50 +354,39 @@ unsafe fn add_term<E: Element, S: Simd<E>, const R: usize, const P: usize>(
     (first, term): (usize, &Term<'_, E>),
 ) -> [[S::V; P]; R] {
     let (a, depth) = (term.a, term.depth);
+    if depth == 0 {
+        // Nobody asked where such a term would lie.
+        return sum;
+    }
     // A stride may be negative: then the first element is the last of the slice.
     let left = start(a.values, a.depth_stride, depth).wrapping_add(first * a.row_stride);
     let right = start(term.panel, term.panel_stride, depth);
     let panel_stride = term.panel_stride;
-    if const { !S::FUSED } {
-        // Not there for speed: one loop, for the sake of the module's size.
+    if const { !S::FUSED && !cfg!(miri) } {
+        // Not there for speed: one loop, for the sake of the module's size. Miri, which knows no other level,
+        // shall see all.
         let strides = (a.depth_stride, panel_stride);
         // SAFETY: both pointers are at the first of `depth` k, and the others are so far apart.
         return unsafe { add_each(s, sum, (left, a.row_stride), right, strides, depth) };
     }
     // Strides that are always the same are constants: then several k need little or no arithmetic on
     // addresses.
-    // SAFETY: both pointers are at the first of `depth` k, and the others are so far apart; the strides are
-    // what `Product::check` let pass.
+    // SAFETY: both pointers are at the first of `depth` k, and the others are so far apart: `Product::check`
+    // let a term pass that is not packed only if its rows lie side by side.
     unsafe {
-        if a.depth_stride != 1 || panel_stride != packed::<E, S>(P) {
-            add_each(
-                s,
-                sum,
-                (left, 1),
-                right,
-                (a.depth_stride, panel_stride),
-                depth,
-            )
+        let packed = (P * S::LANES) as isize;
+        if !term.is_packed(P * S::LANES) {
+            let strides = (a.depth_stride, panel_stride);
+            add_each(s, sum, (left, 1), right, strides, depth)
         } else if const { has_room::<R, P>(S::REGISTERS) } {
-            add_each(
-                s,
-                sum,
-                (left, a.row_stride),
-                right,
-                (1, packed::<E, S>(P)),
-                depth,
-            )
+            let strides = (1, packed);
+            add_each(s, sum, (left, a.row_stride), right, strides, depth)
         } else {
             // With all addresses known the compiler would load ahead, for which no register is left.
             let strides = (1, black_box(panel_stride));
             add_each(s, sum, (left, a.row_stride), right, strides, depth)
         }
     }
-}
-
-/// From a row of a packed panel to the next.
-const fn packed<E: Element, S: Simd<E>>(vectors: usize) -> isize {
-    (vectors * S::LANES) as isize
 }
 
 /// Whether a register is left beside the sums.

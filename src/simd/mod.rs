@@ -214,8 +214,8 @@ pub trait Simd<E: Element>: Broadcast<E, V: Vector<E>> + Send + Sync + 'static {
         let _ = values;
     }
 
-    /// Compiles `kernel` with this level's instructions and runs it. A call boundary: the kernel is
-    /// inlined here, and this is not inlined into the caller.
+    /// Compiles `kernel` with this level's instructions and runs it. The kernel is inlined here, and this is
+    /// not inlined where several callers share it.
     fn enter<K: Kernel<E>>(self, kernel: K) -> K::Output;
 }
 

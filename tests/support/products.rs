@@ -206,6 +206,9 @@ impl Walk {
 /// The product loop takes four k at a time.
 const DEPTHS: [usize; 5] = [0, 1, 3, 4, 5];
 
+/// How many [`strides`] there are.
+const WAYS: usize = 7;
+
 /// Walks over the left operand (from a row to the next, from k to k + 1) and the panel: row by row, by
 /// columns, backwards, with gaps, on the spot.
 fn strides(way: usize, depth: usize, rows: usize, width: usize) -> (usize, isize, isize) {
@@ -216,8 +219,9 @@ fn strides(way: usize, depth: usize, rows: usize, width: usize) -> (usize, isize
         (1, by_row, panel),
         (1, -by_row, -panel),
         (1, -(by_row + 2), -(panel + 3)),
+        (1, 1, panel + 3),
         (1, 0, -1),
-    ][way % 6]
+    ][way % WAYS]
 }
 
 /// Every register tile, and more rows than one has, from every beginning, with the terms that the drivers join and some more; each
@@ -246,13 +250,13 @@ pub fn every_tile<E: Element, S: Simd<E>>(s: S, multiply_add: impl Fn(E, E, E) -
                 .into_iter()
                 .flat_map(|begin| JOINS.map(|joins| (begin, joins)))
                 .filter(|(_, joins)| vectors < MAX_VECTORS || !joins.contains(&Shift))
-                .flat_map(|case| repeat_n(case, 5));
+                .flat_map(|case| repeat_n(case, WAYS));
             // Miri is slow: it follows a few of the cases, other ones for each tile.
             let step = if cfg!(miri) { 61 } else { 1 };
             let first = (13 * rows + 29 * vectors) % step;
             for (begin, joins) in cases.skip(first).step_by(step) {
                 let walk = |(term, &join): (usize, &Join)| {
-                    let depth = DEPTHS[(turn / 5 + 2 * term) % 5];
+                    let depth = DEPTHS[(turn / WAYS + 2 * term) % 5];
                     let (row_stride, depth_stride, panel_stride) =
                         strides(turn + term, depth, rows, width);
                     Walk {

@@ -5,8 +5,8 @@
 //!      for row                            h, c, saved = cell(sums, h', c')
 //!        dh += dy_t;  dpre, dh, dc = cell backward(saved, dh, dc)
 //! 2.   for panel in panels                sums += U (m*h')
-//! 3.     for tile in rows
-//!          dh += m * (dpre U)             one chain of sums per gate, then the gates in order
+//! 3.     sums = dpre U of all rows        one chain of sums per gate, then the gates in order
+//!        dh += m * sums
 //! ```
 //!
 //! `dh` and `dc` hold each row's gradient of the state *between* steps. They begin with the gradient of
@@ -129,10 +129,10 @@ impl<E: Element> BackwardSpace<E> {
     /// For `rows` rows of `hidden` units.
     pub fn new(lanes: Lanes, rows: usize, hidden: usize) -> Result<Self> {
         let what = "the workspace of a backward pass";
-        let tile = product(&[rows, lanes.column_vectors(), lanes.lanes], what)?;
+        let panel = product(&[rows, lanes.column_vectors(), lanes.lanes], what)?;
         let row = hidden.next_multiple_of(lanes.lanes);
         Ok(Self {
-            sums: Buffer::stale(tile.max(row), what)?,
+            sums: Buffer::stale(panel.max(row), what)?,
         })
     }
 }

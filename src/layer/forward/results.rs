@@ -122,8 +122,7 @@ impl<'s, E: Element> Results<'s, E> {
     }
 }
 
-/// Some rows of a step in one block of units, their sums in memory. A function of its own, which has all
-/// registers to itself.
+/// Some rows of a step in one block of units, their sums in memory.
 pub(super) struct FinishRows<'f, 's, 'n, E, C> {
     pub(super) cell: C,
     pub(super) results: &'f mut Results<'s, E>,
@@ -151,7 +150,7 @@ impl<E: Element, C: Cell> Kernel<E> for FinishRows<'_, '_, '_, E, C> {
         } = self;
         let Results { strips, mask } = results;
         if strips.width() - unit < S::LANES {
-            // The last block of a layer, or of a worker, that has no whole vector.
+            // The last block of a layer that has no whole vector.
             for r in rows {
                 let places = InRow {
                     line: &mut strips.line(r),
@@ -172,7 +171,8 @@ impl<E: Element, C: Cell> Kernel<E> for FinishRows<'_, '_, '_, E, C> {
             unit,
         };
         // A level that does not fuse is not there for speed: no pairs, for the sake of the module's size.
-        while S::FUSED && down.tables.rows() >= 2 {
+        // Miri, which knows no other level, shall see them.
+        while (S::FUSED || cfg!(miri)) && down.tables.rows() >= 2 {
             let pre = [
                 load_slots(s, C::SLOTS, sums),
                 load_slots(s, C::SLOTS, &sums[row_len..]),
@@ -240,7 +240,7 @@ struct Downwards<'s, 'n, E> {
     tables: Down<'s, E, 6>,
     next: Down<'n, E, 1>,
     mask: Mask<'s, E>,
-    /// The one at hand.
+    /// The step's number of the row at hand.
     row: usize,
     unit: usize,
 }

@@ -81,7 +81,7 @@ const fn most_panels<E: Element, S: Simd<E>, C: Cell>() -> usize {
 }
 
 /// Rows whose sums of a panel are finished together: a multiple of the usual tiles' heights, and few enough
-/// that the sums stay in the nearest cache.
+/// that the sums stay in the nearest cache. (Rows that are left over are few; whole tiles are worth more.)
 pub(super) const ROWS_AT_ONCE: usize = 24;
 
 /// Where the sums of a step come from.
