@@ -280,6 +280,61 @@ fn windows_beyond_what_is_owned_panic() {
         })
     );
     assert!(panics(|| Field::new(&mut values[1..], layout)));
+    // The same steps and rows copied, from a table of the same width or of others.
+    let mut other = vec![0f32; held * 6];
+    let mut copies = |(to, from): (Range<usize>, Range<usize>), (t, from_t), rows| {
+        let cut = |values, columns: Range<usize>| {
+            let (_, right) = Field::<f32>::new(values, layout).split_columns(columns.start);
+            right.split_columns(columns.len()).0
+        };
+        let (mut field, source) = (cut(&mut values, to), cut(&mut other, from));
+        !panics(|| field.copy_rows(t, rows, &source, from_t))
+    };
+    assert!(copies((1..4, 2..5), (1, 2), 0..1));
+    assert!(!copies((1..4, 2..5), (1, 2), 1..2) && !copies((1..4, 2..5), (2, 1), 1..2));
+    assert!(!copies((1..4, 2..5), (0, 1), 0..1) && !copies((1..4, 2..5), (1, 4), 0..1));
+    assert!(!copies((1..4, 2..6), (1, 2), 0..1) && !copies((1..5, 2..5), (1, 2), 0..1));
+    let two_slots = Layout {
+        slots: 2,
+        width: 3,
+        ..layout
+    };
+    let source = Field::new(&mut other, two_slots);
+    assert!(panics(|| {
+        let (mut field, _) = Field::new(&mut values, layout).split_columns(3);
+        field.copy_rows(1, 0..1, &source, 1);
+    }));
+}
+
+/// Rows of a step of one table go to another step of another, between the columns of others.
+#[test]
+fn rows_are_copied_from_table_to_table() {
+    let schedule = schedule();
+    let layout = |width| Layout {
+        schedule: &schedule,
+        first_step: 0,
+        slots: 1,
+        width,
+    };
+    let rows = schedule.packed_rows();
+    let (mut to, mut from) = (vec![0f32; rows * 5], counting::<f32>(rows * 4, 1));
+    let expected = from.clone();
+    let (mut left, _) = Field::new(&mut to, layout(5)).split_columns(3);
+    let (_, source) = Field::new(&mut from, layout(4)).split_columns(1);
+    left.copy_rows(0, 1..3, &source, 1);
+    for row in 0..rows {
+        for column in 0..5 {
+            let copied = (1..3).contains(&row) && column < 3;
+            let found = to[row * 5 + column];
+            let step = schedule.offsets()[1];
+            let want = if copied {
+                expected[(step + row) * 4 + 1 + column]
+            } else {
+                0.0
+            };
+            assert_eq!(found, want, "row {row}, column {column}");
+        }
+    }
 }
 
 #[test]

@@ -155,6 +155,27 @@ impl<'a, E: Element> Field<'a, E> {
         first
     }
 
+    /// Copies rows `rows` of step `from_t` of another field to step `t` of this one: all columns that both
+    /// own, in the only slot.
+    ///
+    /// # Panics
+    /// When one of them has no such rows, or they do not have one slot and the same number of columns.
+    pub fn copy_rows(&mut self, t: usize, rows: Range<usize>, from: &Self, from_t: usize) {
+        let width = self.columns.len();
+        assert!(width == from.columns.len() && self.layout.slots == 1 && from.layout.slots == 1);
+        let first = self.first_row(t, &rows);
+        let from_first = from.first_row(from_t, &rows);
+        for r in 0..rows.len() {
+            // SAFETY: both rows were just held against the size of their table, columns lie within a row, and
+            // what this field may write nobody else can reach.
+            unsafe {
+                let to = (self.base).add((first + r) * self.row_len + self.columns.start);
+                let row = (from.base).add((from_first + r) * from.row_len + from.columns.start);
+                std::ptr::copy_nonoverlapping(row, to, width);
+            }
+        }
+    }
+
     /// Rows `rows` of step `t`, `width` columns from `column` on, every slot.
     ///
     /// # Panics

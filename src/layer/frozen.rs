@@ -164,7 +164,7 @@ impl<E: Element> Frozen<E> {
                 &meter,
             )?)
         };
-        let threads = plan::threads(config, &schedule, Pass::Forward, 1, execution.threads);
+        let threads = plan::threads(config, &schedule, Pass::Forward, execution.threads);
         let team = Team::assemble(threads, &execution.watch);
         let means = Means::of::<E>(&team, self.level);
         let mut states = crate::memory::reserved(config.layers, "the states (L)")?;
@@ -390,6 +390,7 @@ impl<E: Element> FrozenLayer<E> {
             schedule: still,
             steps: 0..1,
             reverse: false,
+            distance: 1,
             rows: 0..still.batch(),
             units: 0..config.hidden,
             input,
@@ -401,6 +402,7 @@ impl<E: Element> FrozenLayer<E> {
                 },
                 y: Some(Field::new(out.unwrap_or(y), layout)),
                 tape: None,
+                checkpoints: None,
             },
             operand: operand.end(),
             reset_operand: reset_operand.as_mut().map(Relay::end),

@@ -3,9 +3,8 @@
 //! **How many.** A thread is worth waking for [`WORTH_A_THREAD`] multiply-adds, so a call takes as many
 //! threads as its work contains that often: N rows times what a row costs in the widest layer,
 //! `G * H * (I + H)`, and twice that on the way back, for the gradients of the parameters and of x. More
-//! threads than shares would idle. With checkpoints the work of one segment counts on the way forward,
-//! because each segment is dispatched on its own, and a worker that must wait for its core would hold up
-//! every one of them; on the way back segments are computed again in groups, and then cut as without.
+//! threads than shares would idle. Checkpoints change nothing: they are kept along the way forward, and on
+//! the way back steps are computed again many at a time.
 //!
 //! **Which shares.** First choice is a range of rows of one direction, for all steps: no worker waits for
 //! another within them. Workers share the units of all rows instead, and meet at every step, where rows
@@ -54,15 +53,8 @@ pub enum Pass {
     Backward,
 }
 
-/// How many threads a pass is worth, at least 1 and `most` at most. `segments` is how many ranges of
-/// steps follow one another, each with a dispatch of its own.
-pub fn threads(
-    config: &Config,
-    schedule: &Schedule,
-    pass: Pass,
-    segments: usize,
-    most: usize,
-) -> usize {
+/// How many threads a pass is worth, at least 1 and `most` at most.
+pub fn threads(config: &Config, schedule: &Schedule, pass: Pass, most: usize) -> usize {
     let (directions, times) = match pass {
         Pass::Forward => (config.directions(), 1),
         Pass::Backward => (1, 2),
@@ -72,11 +64,7 @@ pub fn threads(
         .map(|layer| config.input_of(layer).saturating_add(config.hidden))
         .fold(0, usize::max);
     let row = width.saturating_mul(config.cell.gates() * config.hidden * times);
-    let dispatches = match pass {
-        Pass::Forward => segments.max(1),
-        Pass::Backward => 1,
-    };
-    let work = schedule.packed_rows().saturating_mul(row) / dispatches;
+    let work = schedule.packed_rows().saturating_mul(row);
     let shares = schedule.batch().max(unit_parts(
         config.cell.gates(),
         config.hidden,
@@ -170,7 +158,7 @@ mod tests {
     fn threads_follow_the_work_and_then_the_shares() {
         let threads = |time, batch, pass, most| {
             let schedule = Schedule::dense(time, batch).unwrap();
-            threads(&config(false), &schedule, pass, 1, most)
+            threads(&config(false), &schedule, pass, most)
         };
         assert_eq!(threads(0, 100, Pass::Forward, 8), 1);
         assert_eq!(threads(1, 99, Pass::Forward, 8), 1);
@@ -184,7 +172,7 @@ mod tests {
     #[test]
     fn forward_shares_both_directions_and_backward_one() {
         let schedule = Schedule::dense(1000, 3).unwrap();
-        let threads = |pass| threads(&config(true), &schedule, pass, 1, 16);
+        let threads = |pass| threads(&config(true), &schedule, pass, 16);
         assert_eq!((threads(Pass::Forward), threads(Pass::Backward)), (12, 16));
         let rows = |threads| Cuts::new(&schedule, (4, 100, 4), (threads, 8), 64).rows;
         assert_eq!(rows(3), [0..1, 1..2, 2..3]);
@@ -236,8 +224,7 @@ mod tests {
             ..config(false)
         };
         // I = H from the second layer on: 4 * 100 * 200 multiply-adds a row.
-        assert_eq!(threads(&deep, &schedule, Pass::Forward, 1, 8), 3);
-        assert_eq!(threads(&deep, &schedule, Pass::Forward, 2, 8), 1);
-        assert_eq!(threads(&deep, &schedule, Pass::Backward, 2, 8), 6);
+        assert_eq!(threads(&deep, &schedule, Pass::Forward, 8), 3);
+        assert_eq!(threads(&deep, &schedule, Pass::Backward, 8), 6);
     }
 }

@@ -143,29 +143,17 @@ impl Stack {
         if options.checkpoint == Some(0) {
             return Err(Error::value("checkpoint", "at least 1", 0));
         }
-        let (masks, steps) = (options.masks, schedule.steps());
-        let segments = match options.checkpoint {
-            Some(every) if options.training => steps.div_ceil(every),
-            _ => 1,
-        };
-        // Small pieces of each layer and of each of its segments: states, tapes, lists.
+        // Small pieces of each layer: states, tapes, lists.
         let row_bytes = schedule
             .batch()
             .saturating_mul(config.hidden * size_of::<E>());
-        let piece = row_bytes.saturating_mul(2).saturating_add(192);
-        let pieces = segments.saturating_mul(piece).saturating_add(4096);
+        let pieces = row_bytes.saturating_mul(2).saturating_add(4096);
         probe(
             config.layers * config.directions(),
             pieces,
             "the pieces of the tape",
         )?;
-        let call = Call::new(
-            config,
-            execution,
-            &schedule,
-            masks,
-            (Pass::Forward, segments),
-        )?;
+        let call = Call::new(config, execution, &schedule, options.masks, Pass::Forward)?;
         call.forward(params, input, state, options)
     }
 
@@ -191,13 +179,7 @@ impl Stack {
             let parts = dstate.iter().map(|part| part.map(<[E]>::len));
             self.check_state("dstate", parts, schedule.batch())?;
         }
-        let call = Call::new(
-            config,
-            execution,
-            schedule,
-            masks,
-            (Pass::Backward, tape.segments()),
-        )?;
+        let call = Call::new(config, execution, schedule, masks, Pass::Backward)?;
         call.backward(params, tape, dy, dstate, options)
     }
 
@@ -214,13 +196,7 @@ impl Stack {
     ) -> Result<Vec<Vec<NamedGate<E>>>> {
         self.check_tape(params, tape)?;
         let (config, schedule, masks) = (&self.config, &tape.schedule, tape.masks);
-        let call = Call::new(
-            config,
-            execution,
-            schedule,
-            masks,
-            (Pass::Forward, tape.segments()),
-        )?;
+        let call = Call::new(config, execution, schedule, masks, Pass::Forward)?;
         call.gates(params, tape)
     }
 

@@ -6,11 +6,12 @@ use crate::cell::Spec;
 use crate::error::Result;
 use crate::layer::config::Config;
 use crate::layer::dropout::Masks;
-use crate::memory::{Buffer, copied, product};
+use crate::memory::{Buffer, copied, product, zeros};
 use crate::shape::Schedule;
 use crate::simd::Element;
 
-/// h and c of every row, [B, H] in the schedule's order; c is empty for a cell without.
+/// h and c of every row, [B, H] in the schedule's order, or several of these one after the other; c is empty
+/// for a cell without.
 #[derive(Debug)]
 pub struct DirectionState<E> {
     /// h.
@@ -23,8 +24,8 @@ impl<E: Element> DirectionState<E> {
     /// A copy.
     pub fn copied(&self) -> Result<Self> {
         Ok(Self {
-            h: copied(&self.h, "a checkpoint")?,
-            c: copied(&self.c, "a checkpoint")?,
+            h: copied(&self.h, "a copy of the state")?,
+            c: copied(&self.c, "a copy of the state")?,
         })
     }
 }
@@ -54,41 +55,76 @@ impl<E: Element> StepTape<E> {
     }
 }
 
-/// A range of steps: its tape, or the state from which its tape is made again.
+/// The states with which segments of steps begin, from which their tape is made again. Segments are numbered
+/// in the order in which forward goes through them.
 #[derive(Debug)]
-pub struct Segment<E> {
-    /// The steps.
-    pub steps: Range<usize>,
-    /// Kept steps, or with checkpoints the state before the range.
-    pub kept: Kept<E>,
+pub struct Checkpoints<E> {
+    /// Steps of a segment; the last one may have fewer.
+    pub distance: usize,
+    /// Where the states lie: a step for each segment, with all rows.
+    pub segments: Schedule,
+    /// [segments, B, H] each.
+    pub states: DirectionState<E>,
 }
 
-/// What a segment holds.
+impl<E: Element> Checkpoints<E> {
+    /// Room for a state every `distance` steps of `schedule`.
+    pub fn new(spec: &Spec, schedule: &Schedule, distance: usize, hidden: usize) -> Result<Self> {
+        let what = "the checkpoints (T / k * B * H)";
+        let (count, batch) = (schedule.steps().div_ceil(distance), schedule.batch());
+        let sized = |members| zeros(product(&[count, members, batch, hidden], what)?, what);
+        Ok(Self {
+            distance,
+            segments: Schedule::dense(count, batch)?,
+            states: DirectionState {
+                h: sized(1)?,
+                c: sized(usize::from(spec.has_cell))?,
+            },
+        })
+    }
+
+    /// A copy of the state with which a segment begins.
+    pub fn state(&self, segment: usize) -> Result<DirectionState<E>> {
+        let part = |states: &[E]| {
+            let len = states.len() / self.segments.steps();
+            copied(&states[segment * len..(segment + 1) * len], "a checkpoint")
+        };
+        Ok(DirectionState {
+            h: part(&self.states.h)?,
+            c: part(&self.states.c)?,
+        })
+    }
+
+    /// The steps of a segment, where there are so many in all.
+    pub fn steps(&self, segment: usize, count: usize, reverse: bool) -> Range<usize> {
+        let begin = segment * self.distance;
+        let end = begin.saturating_add(self.distance).min(count);
+        if reverse {
+            count - end..count - begin
+        } else {
+            begin..end
+        }
+    }
+}
+
+/// What a direction keeps of its steps.
 #[derive(Debug)]
 pub enum Kept<E> {
-    /// Every step.
+    /// All of them.
     Steps(StepTape<E>),
-    /// The state before the first step taken.
-    Checkpoint(DirectionState<E>),
+    /// The state now and then.
+    Checkpoints(Checkpoints<E>),
 }
 
 /// One direction of one layer.
 #[derive(Debug)]
 pub struct DirectionTape<E> {
-    /// In the order in which forward went through them.
-    pub segments: Vec<Segment<E>>,
+    /// Its steps.
+    pub kept: Kept<E>,
     /// [B, H] the final h, where outputs are read back; else empty.
     pub last: Vec<E>,
     /// [N, H] the outputs, where a product of directions needs them and checkpoints dropped the steps.
     pub outputs: Vec<E>,
-}
-
-impl<E> DirectionTape<E> {
-    /// Whether some segment must be recomputed.
-    pub fn has_checkpoints(&self) -> bool {
-        let kept = |segment: &Segment<E>| matches!(segment.kept, Kept::Steps(_));
-        !self.segments.iter().all(kept)
-    }
 }
 
 /// What one `forward` leaves for `backward`.
@@ -110,14 +146,10 @@ impl<E: Element> Tape<E> {
         let mut values: usize = self.inputs.iter().map(|x| x.len()).sum();
         for direction in &self.directions {
             values += direction.last.len() + direction.outputs.len();
-            for segment in &direction.segments {
-                values += match &segment.kept {
-                    Kept::Steps(tape) => {
-                        tape.h_before.len() + tape.c_before.len() + tape.slots.len()
-                    }
-                    Kept::Checkpoint(state) => state.h.len() + state.c.len(),
-                };
-            }
+            values += match &direction.kept {
+                Kept::Steps(tape) => tape.h_before.len() + tape.c_before.len() + tape.slots.len(),
+                Kept::Checkpoints(Checkpoints { states, .. }) => states.h.len() + states.c.len(),
+            };
         }
         values * size_of::<E>()
     }
@@ -127,34 +159,10 @@ impl<E: Element> Tape<E> {
         self.batch_first
     }
 
-    /// How many ranges of steps follow one another.
-    pub(crate) fn segments(&self) -> usize {
-        self.directions
-            .first()
-            .map_or(1, |direction| direction.segments.len())
-    }
-
     /// T and B of the call.
     pub fn sizes(&self) -> (usize, usize) {
         (self.schedule.time(), self.schedule.batch())
     }
-}
-
-/// The ranges of steps of `checkpoint` steps each, in the order in which a direction takes them.
-pub fn segments(
-    steps: usize,
-    checkpoint: Option<usize>,
-    reverse: bool,
-) -> impl Iterator<Item = Range<usize>> {
-    let length = checkpoint.unwrap_or(steps).max(1);
-    (0..steps).step_by(length).map(move |begin| {
-        let end = begin.saturating_add(length).min(steps);
-        if reverse {
-            steps - end..steps - begin
-        } else {
-            begin..end
-        }
-    })
 }
 
 /// The output of each packed row of `steps`, [N, H]: what the next step (against the direction: the one
@@ -189,20 +197,33 @@ pub fn outputs<E: Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::config::CellKind;
 
     #[test]
     fn segments_cover_all_steps_in_order_taken() {
-        let whole = || std::iter::once(0..5);
-        assert!(segments(5, None, false).eq(whole()));
-        assert_eq!(
-            segments(5, Some(2), false).collect::<Vec<_>>(),
-            [0..2, 2..4, 4..5]
-        );
-        assert_eq!(
-            segments(5, Some(2), true).collect::<Vec<_>>(),
-            [3..5, 1..3, 0..1]
-        );
-        assert!(segments(5, Some(usize::MAX), true).eq(whole()));
-        assert_eq!(segments(0, None, false).count(), 0);
+        let segments = |steps, distance, reverse| {
+            let schedule = Schedule::dense(steps, 3).unwrap();
+            let spec = CellKind::Lstm.spec();
+            let kept = Checkpoints::<f32>::new(&spec, &schedule, distance, 2).unwrap();
+            let count = kept.segments.steps();
+            assert_eq!(kept.states.c.len(), count * 6);
+            let ranges = (0..count).map(|segment| kept.steps(segment, steps, reverse));
+            ranges.collect::<Vec<_>>()
+        };
+        assert_eq!(segments(5, 2, false), [0..2, 2..4, 4..5]);
+        assert_eq!(segments(5, 2, true), [3..5, 1..3, 0..1]);
+        let whole: [_; 1] = std::array::from_fn(|_| 0..5);
+        assert_eq!(segments(5, usize::MAX, true), whole);
+        assert_eq!(segments(0, 1, false), []);
+    }
+
+    #[test]
+    fn a_checkpoint_is_the_state_of_its_segment() {
+        let schedule = Schedule::dense(3, 2).unwrap();
+        let spec = CellKind::Rnn { relu: false }.spec();
+        let mut kept = Checkpoints::<f64>::new(&spec, &schedule, 2, 1).unwrap();
+        kept.states.h.copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
+        let state = kept.state(1).unwrap();
+        assert_eq!((state.h, state.c), (vec![3.0, 4.0], vec![]));
     }
 }

@@ -19,7 +19,7 @@ use crate::layer::direction::{
 use crate::layer::merge::{merge_backward, pack, unpack};
 use crate::layer::products::ParamGradients;
 use crate::layer::stack::{BackwardOptions, Gradients, StateGradients};
-use crate::layer::tape::{DirectionTape, Kept, Segment, Tape, outputs};
+use crate::layer::tape::{DirectionTape, Kept, Tape, outputs};
 use crate::memory::{Buffer, Values, product};
 use crate::simd::Element;
 
@@ -141,17 +141,13 @@ impl Call<'_> {
         tape: &'t DirectionTape<E>,
         reverse: bool,
     ) -> Result<Cow<'t, [E]>> {
-        match &tape.segments[..] {
-            [
-                Segment {
-                    kept: Kept::Steps(kept),
-                    steps,
-                },
-            ] => {
+        match &tape.kept {
+            Kept::Steps(kept) => {
                 let (schedule, hidden) = (self.schedule, self.config.hidden);
-                outputs(kept, steps.clone(), schedule, reverse, &tape.last, hidden).map(Cow::Owned)
+                let steps = 0..schedule.steps();
+                outputs(kept, steps, schedule, reverse, &tape.last, hidden).map(Cow::Owned)
             }
-            _ => Ok(Cow::Borrowed(&tape.outputs)),
+            Kept::Checkpoints(_) => Ok(Cow::Borrowed(&tape.outputs)),
         }
     }
 

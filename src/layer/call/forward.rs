@@ -2,24 +2,19 @@
 //!
 //! ```text
 //! for layer in 0..L
-//!   for segment in segments                both directions at once; one segment without checkpoints
-//!     state, y, tape = steps(x, state)
+//!   state, y, tape = steps(x, state)       both directions at once
 //!   x = dropout(merge(y))
 //! ```
-
-use std::ops::Range;
 
 use crate::error::Result;
 use crate::gemm::view::{Field, Layout};
 use crate::layer::call::Call;
 use crate::layer::direction::{Direction, ForwardBuffers, ForwardRun};
-use crate::layer::forward::ForwardShare;
 use crate::layer::merge::{merge, pack, unpack};
 use crate::layer::stack::{ForwardOptions, Input, Output};
-use crate::layer::tape::{DirectionTape, Kept, Segment, StepTape, Tape, segments};
+use crate::layer::tape::{Checkpoints, DirectionTape, Kept, StepTape, Tape};
 use crate::layer::weights::ForwardWeights;
 use crate::memory::{Buffer, Values, copied, product, reserved};
-use crate::parallel::Team;
 use crate::simd::Element;
 
 /// A call on its way through the layers.
@@ -40,7 +35,8 @@ struct DirectionRun<'a, E> {
     /// Its place among all directions.
     index: usize,
     run: ForwardRun<'a, E>,
-    tape: DirectionTape<E>,
+    /// When training.
+    kept: Option<Kept<E>>,
 }
 
 impl Call<'_> {
@@ -165,7 +161,7 @@ impl Call<'_> {
 impl<E: Element> ForwardPass<'_, E> {
     /// One layer, both directions: [N, M] from [N, I].
     fn layer(&mut self, layer: usize, input: &[E]) -> Result<Buffer<E>> {
-        let (call, options) = (self.call, self.options);
+        let call = self.call;
         let masks = call.recurrent_masks::<E>(layer)?;
         let indices = call.indices(layer);
         let weights = indices
@@ -180,12 +176,13 @@ impl<E: Element> ForwardPass<'_, E> {
             })
             .collect::<Result<Vec<_>>>()?;
         let mut ys = call.new_outputs::<E>()?;
-        let taken = |reverse| segments(call.schedule.steps(), options.checkpoint, reverse);
-        for (steps, reverse_steps) in taken(false).zip(taken(true)) {
-            let fields = call.output_fields(&mut ys).into_iter();
+        let steps = 0..call.schedule.steps();
+        if !steps.is_empty() {
             let mut shares = Vec::new();
-            for ((run, y), steps) in runs.iter_mut().zip(fields).zip([steps, reverse_steps]) {
-                shares.extend(run.shares(&call.team, steps, y, options)?);
+            for (DirectionRun { run, kept, .. }, y) in
+                runs.iter_mut().zip(call.output_fields(&mut ys))
+            {
+                shares.extend(run.shares(&call.team, steps.clone(), Some(y), kept.as_mut()));
             }
             call.means::<E>().run(shares)?;
         }
@@ -202,11 +199,7 @@ impl<E: Element> ForwardPass<'_, E> {
     ) -> Result<DirectionRun<'r, E>> {
         let call = self.call;
         let cuts = call.means::<E>().cuts(&direction, call.config.directions());
-        let options = self.options;
-        let kept = match options.training {
-            true => segments(call.schedule.steps(), options.checkpoint, false).count(),
-            false => 0,
-        };
+        let kept = self.options.training.then(|| self.kept(&direction));
         Ok(DirectionRun {
             index,
             run: ForwardRun {
@@ -215,12 +208,24 @@ impl<E: Element> ForwardPass<'_, E> {
                 state: call.state_of(&self.before, index)?,
                 buffers: ForwardBuffers::new(&direction, call.means::<E>().lanes, cuts)?,
             },
-            tape: DirectionTape {
-                segments: reserved(kept, "the segments of the tape (T / k)")?,
-                last: Vec::new(),
-                outputs: Vec::new(),
-            },
+            kept: kept.transpose()?,
         })
+    }
+
+    /// Room for what a direction keeps of its steps: all of them, or a state now and then.
+    fn kept(&self, direction: &Direction<'_, E>) -> Result<Kept<E>> {
+        let Direction {
+            spec,
+            schedule,
+            hidden,
+            ..
+        } = direction;
+        match self.options.checkpoint {
+            None => StepTape::new(spec, schedule.packed_rows(), *hidden).map(Kept::Steps),
+            Some(distance) => {
+                Checkpoints::new(spec, schedule, distance, *hidden).map(Kept::Checkpoints)
+            }
+        }
     }
 
     /// A layer's directions after their last step: their states, and their tapes. `ys` are the outputs
@@ -229,63 +234,24 @@ impl<E: Element> ForwardPass<'_, E> {
         let (call, checkpoint) = (self.call, self.options.checkpoint);
         let multiplied = call.is_multiplied();
         for (d, direction) in runs.into_iter().enumerate() {
-            let DirectionRun { index, run, .. } = direction;
-            let mut tape = direction.tape;
+            let DirectionRun { index, run, kept } = direction;
             call.put_state(&run.state, &mut self.state, index);
-            let Some(kept) = &mut self.tape else {
+            let (Some(tape), Some(kept)) = (&mut self.tape, kept) else {
                 continue;
             };
+            let (mut last, mut outputs) = (Vec::new(), Vec::new());
             if multiplied && checkpoint.is_some() {
-                tape.outputs = copied(&ys[d], "the tape (T * B * H)")?;
+                outputs = copied(&ys[d], "the tape (T * B * H)")?;
             }
             if multiplied || call.spec.reads_output {
-                tape.last = run.state.h;
+                last = run.state.h;
             }
-            kept.directions.push(tape);
+            tape.directions.push(DirectionTape {
+                kept,
+                last,
+                outputs,
+            });
         }
         Ok(())
-    }
-}
-
-impl<'a, E: Element> DirectionRun<'a, E> {
-    /// The shares of the next `steps`, whose tape they fill when training.
-    fn shares<'b>(
-        &'b mut self,
-        team: &'b Team<'_>,
-        steps: Range<usize>,
-        y: Field<'b, E>,
-        options: ForwardOptions,
-    ) -> Result<Vec<ForwardShare<'b, E>>>
-    where
-        'a: 'b,
-    {
-        if options.training {
-            let kept = self.kept(&steps, options.checkpoint)?;
-            let steps = steps.clone();
-            self.tape.segments.push(Segment { steps, kept });
-        }
-        let tape = match self.tape.segments.last_mut() {
-            Some(Segment {
-                kept: Kept::Steps(tape),
-                ..
-            }) => Some(tape),
-            _ => None,
-        };
-        Ok(self.run.shares(team, steps, Some(y), tape))
-    }
-
-    /// What the tape keeps of the next `steps`: room for all of them, or the state before the first.
-    fn kept(&self, steps: &Range<usize>, checkpoint: Option<usize>) -> Result<Kept<E>> {
-        let Direction {
-            spec,
-            schedule,
-            hidden,
-            ..
-        } = self.run.direction;
-        if checkpoint.is_some() {
-            return Ok(Kept::Checkpoint(self.run.state.copied()?));
-        }
-        let rows = schedule.offsets()[steps.end] - schedule.offsets()[steps.start];
-        Ok(Kept::Steps(StepTape::new(&spec, rows, hidden)?))
     }
 }

@@ -8,7 +8,7 @@ use crate::layer::call::Call;
 use crate::layer::direction::Direction;
 use crate::layer::merge::{Columns, copy, unpack_columns};
 use crate::layer::stack::NamedGate;
-use crate::layer::tape::{DirectionTape, Kept, Segment, StepTape, Tape, outputs};
+use crate::layer::tape::{DirectionTape, Kept, StepTape, Tape, outputs};
 use crate::layer::weights::ForwardWeights;
 use crate::memory::{product, zeros};
 use crate::simd::Element;
@@ -49,33 +49,27 @@ impl Call<'_> {
         let (offsets, row_len) = (self.schedule.offsets(), self.slots_len());
         let len = product(&[self.schedule.packed_rows(), row_len], what)?;
         let mut slots = zeros(len, what)?;
-        for Segment { steps, kept } in &tape.segments {
+        let mut put = |steps: &Range<usize>, kept: &StepTape<E>, last: &[E]| {
             let to = &mut slots[offsets[steps.start] * row_len..offsets[steps.end] * row_len];
-            match kept {
-                Kept::Steps(kept) => {
-                    copy(
-                        &self.segment_slots(direction, steps, kept, &tape.last)?,
-                        to,
-                        &self.meter(),
-                    )?;
-                }
-                Kept::Checkpoint(start) => {
-                    let weights = again.expect("checkpoints come with packed weights");
-                    let (made, last) =
-                        direction.recompute(self.means::<E>(), weights, steps, start)?;
-                    copy(
-                        &self.segment_slots(direction, steps, &made, &last.h)?,
-                        to,
-                        &self.meter(),
-                    )?;
+            let from = self.slots_of(direction, steps, kept, last)?;
+            copy(&from, to, &self.meter())
+        };
+        match &tape.kept {
+            Kept::Steps(kept) => put(&(0..self.schedule.steps()), kept, &tape.last)?,
+            Kept::Checkpoints(checkpoints) => {
+                let weights = again.expect("checkpoints come with packed weights");
+                for (segment, steps) in direction.together(checkpoints) {
+                    let (means, state) = (self.means::<E>(), checkpoints.state(segment)?);
+                    let (made, after) = direction.recompute(means, weights, &steps, state)?;
+                    put(&steps, &made, &after.h)?;
                 }
             }
         }
         Ok(slots)
     }
 
-    /// [rows, slots, H] of a segment, from the tape of its steps and h after the last of them.
-    fn segment_slots<'t, E: Element>(
+    /// [rows, slots, H] of some steps, from their tape and h after the last of them.
+    fn slots_of<'t, E: Element>(
         &self,
         direction: &Direction<'_, E>,
         steps: &Range<usize>,

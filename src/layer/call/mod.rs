@@ -28,7 +28,7 @@ use crate::layer::dropout::Masks;
 use crate::layer::merge::{pack_state, unpack_state};
 use crate::layer::plan::{self, Pass};
 use crate::layer::stack::Execution;
-use crate::layer::tape::{DirectionState, Tape};
+use crate::layer::tape::{DirectionState, Kept, Tape};
 use crate::layer::weights::{BackwardWeights, ForwardWeights, Params};
 use crate::memory::{product, zeros};
 use crate::parallel::{Meter, Team};
@@ -48,15 +48,15 @@ pub struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// A pass over the sequences of `schedule`, with its threads; in so many segments of steps.
+    /// A pass over the sequences of `schedule`, with its threads.
     pub fn new(
         config: &'a Config,
         execution: &'a Execution<'_>,
         schedule: &'a Schedule,
         masks: Option<Masks>,
-        (pass, segments): (Pass, usize),
+        pass: Pass,
     ) -> Result<Self> {
-        let threads = plan::threads(config, schedule, pass, segments, execution.threads);
+        let threads = plan::threads(config, schedule, pass, execution.threads);
         Ok(Self {
             config,
             spec: config.cell.spec(),
@@ -138,16 +138,16 @@ impl<'a> Call<'a> {
         BackwardWeights::pack(&self.spec, &self.team, lanes, params, sizes)
     }
 
-    /// [`Self::forward_weights`], if the direction's tape has segments to recompute.
+    /// [`Self::forward_weights`], if the direction's tape has to be made again from checkpoints.
     fn recompute_weights<E: Element>(
         &self,
         params: &[&[E]],
         index: usize,
         tape: &Tape<E>,
     ) -> Result<Option<ForwardWeights<E>>> {
-        match tape.directions[index].has_checkpoints() {
-            true => self.forward_weights(params, index).map(Some),
-            false => Ok(None),
+        match tape.directions[index].kept {
+            Kept::Steps(_) => Ok(None),
+            Kept::Checkpoints(_) => self.forward_weights(params, index).map(Some),
         }
     }
 

@@ -1,8 +1,8 @@
-//! The run back, over the same segments as `forward.rs`, from the last one taken to the first.
+//! The run back over the steps of `forward.rs`, from the last one taken to the first.
 //!
 //! ```text
-//! 1. for segment in segments              last first; computed again if only its beginning was kept
-//! 2.   for chunk in segment               last first
+//! 1. for some in steps                    last first; all, or those made again at once from a checkpoint
+//! 2.   for chunk in some                  last first
 //! 3.     for rows in shares               the recursion: dpre of the chunk, dh and dc before it
 //! 4.     for outputs in shares            the products: dW, dU, db += and dx = from dpre
 //! ```
@@ -20,7 +20,7 @@ use crate::layer::direction::{Direction, Means};
 use crate::layer::plan::Cuts;
 use crate::layer::products::{self, Chunk, Extent, Outputs, ParamGradients, ProductSpace};
 use crate::layer::stack::StateGradients;
-use crate::layer::tape::{DirectionState, DirectionTape, Kept, Segment, StepTape};
+use crate::layer::tape::{Checkpoints, DirectionState, DirectionTape, Kept, StepTape};
 use crate::layer::weights::{BackwardWeights, ForwardWeights, Lanes};
 use crate::memory::{Buffer, Values, copied, product, zeros};
 use crate::shape::Schedule;
@@ -106,10 +106,7 @@ pub struct ChunkGradients<E> {
     pub reset_operand: Buffer<E>,
 }
 
-/// What is left before some segments, their steps, and the state they begin with.
-type Together<'a, E> = (&'a [Segment<E>], Range<usize>, &'a DirectionState<E>);
-
-/// A segment and the tape of all its steps.
+/// A range of steps and its tape.
 struct TapedSteps<'a, E> {
     steps: &'a Range<usize>,
     tape: &'a StepTape<E>,
@@ -183,33 +180,29 @@ impl<E: Element> BackwardRun<'_, E> {
         tape: &DirectionTape<E>,
         again: Option<&ForwardWeights<E>>,
     ) -> Result<()> {
-        let mut left = &tape.segments[..];
-        while let Some((last, before)) = left.split_last() {
-            left = match &last.kept {
-                Kept::Steps(tape) => {
-                    let steps = &last.steps;
-                    self.segment(&TapedSteps { steps, tape })?;
-                    before
-                }
-                Kept::Checkpoint(_) => {
-                    let (before, steps, start) = self.direction.last_together(left);
-                    let weights = again.expect("checkpoints come with packed weights");
-                    let (tape, _) = self
-                        .direction
-                        .recompute(self.means, weights, &steps, start)?;
-                    self.segment(&TapedSteps {
+        let direction = self.direction;
+        match &tape.kept {
+            Kept::Steps(tape) => {
+                let steps = &(0..direction.schedule.steps());
+                self.taped(&TapedSteps { steps, tape })?;
+            }
+            Kept::Checkpoints(checkpoints) => {
+                let weights = again.expect("checkpoints come with packed weights");
+                for (segment, steps) in direction.together(checkpoints) {
+                    let state = checkpoints.state(segment)?;
+                    let (tape, _) = direction.recompute(self.means, weights, &steps, state)?;
+                    self.taped(&TapedSteps {
                         steps: &steps,
                         tape: &tape,
                     })?;
-                    before
                 }
-            };
+            }
         }
         self.put_bias();
         Ok(())
     }
 
-    fn segment(&mut self, taped: &TapedSteps<'_, E>) -> Result<()> {
+    fn taped(&mut self, taped: &TapedSteps<'_, E>) -> Result<()> {
         let direction = self.direction;
         for steps in direction.chunks(taped.steps.clone()) {
             self.recursion(taped, &steps)?;
@@ -324,7 +317,7 @@ impl<E: Element> OutputGradient<'_, E> {
 }
 
 impl<E: Element> Direction<'_, E> {
-    /// What forward left of a segment, to be read step by step; the mirror of `TapeCutter`.
+    /// What forward left of some steps, to be read step by step; the mirror of `TapeCutter`.
     fn tables<'b>(&'b self, taped: &TapedSteps<'b, E>) -> StepTables<'b, E> {
         let (spec, tape) = (self.spec, taped.tape);
         let table = |values, slots| Table::new(values, self.layout(taped.steps.start, slots));
@@ -368,22 +361,31 @@ impl<E: Element> Direction<'_, E> {
         }
     }
 
-    /// The last segments that are made again at once: all that fit in a chunk, which has to be in memory
-    /// anyway, and at least one. What is left before them, their steps, and the state they begin with.
-    fn last_together<'b>(&self, segments: &'b [Segment<E>]) -> Together<'b, E> {
-        let mut found: Option<Together<'b, E>> = None;
-        for (k, Segment { steps, kept }) in segments.iter().enumerate().rev() {
-            let Kept::Checkpoint(start) = kept else { break };
-            let together = match &found {
-                None => steps.clone(),
-                Some((_, after, _)) => after.start.min(steps.start)..after.end.max(steps.end),
-            };
-            if found.is_some() && self.rows_of(&together).len() > CHUNK_ROWS {
-                break;
+    /// Segments that are made again at once, the last ones taken first: as many as fit in a chunk, which has
+    /// to be in memory anyway, and at least one. The first of them, and the steps of all.
+    pub fn together(
+        &self,
+        checkpoints: &Checkpoints<E>,
+    ) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let steps = |segment| {
+            let count = self.schedule.steps();
+            checkpoints.steps(segment, count, self.reverse)
+        };
+        let mut left = checkpoints.segments.steps();
+        std::iter::from_fn(move || {
+            left = left.checked_sub(1)?;
+            let mut together = steps(left);
+            while left > 0 {
+                let before = steps(left - 1);
+                let wider = together.start.min(before.start)..together.end.max(before.end);
+                if self.rows_of(&wider).len() > CHUNK_ROWS {
+                    break;
+                }
+                together = wider;
+                left -= 1;
             }
-            found = Some((&segments[..k], together, start));
-        }
-        found.expect("a checkpoint is the last segment")
+            Some((left, together))
+        })
     }
 
     /// The chunks of a range of steps, in the order in which backward takes them.

@@ -9,7 +9,7 @@ use crate::layer::direction::Direction;
 use crate::layer::direction::backward::ChunkGradients;
 use crate::layer::forward::{ForwardFields, StateFields, StepFields};
 use crate::layer::stack::StateGradients;
-use crate::layer::tape::{DirectionState, StepTape};
+use crate::layer::tape::{Checkpoints, DirectionState, StepTape};
 use crate::memory::Buffer;
 use crate::simd::Element;
 
@@ -45,7 +45,7 @@ macro_rules! columns {
 
 columns!(StateFields: h c);
 columns!(StepFields: h_before c_before slots);
-columns!(ForwardFields: state y tape);
+columns!(ForwardFields: state y tape checkpoints);
 columns!(GradientFields: pre operand reset_operand h c);
 columns!(BackwardFields: state output gradients);
 
@@ -87,7 +87,24 @@ pub struct StateCutter<'a, E> {
 impl<'a, E: Element> StateCutter<'a, E> {
     /// Of `state`, [B, H] each.
     pub fn new(direction: &Direction<'a, E>, state: &'a mut DirectionState<E>) -> Self {
-        let (has_cell, layout) = (direction.spec.has_cell, direction.state_layout());
+        Self::of(direction, state, direction.state_layout())
+    }
+
+    /// Of the states before all segments.
+    pub fn over(direction: &Direction<'a, E>, checkpoints: &'a mut Checkpoints<E>) -> Self {
+        let layout = Layout {
+            schedule: &checkpoints.segments,
+            ..direction.state_layout()
+        };
+        Self::of(direction, &mut checkpoints.states, layout)
+    }
+
+    fn of(
+        direction: &Direction<'a, E>,
+        state: &'a mut DirectionState<E>,
+        layout: Layout<'a>,
+    ) -> Self {
+        let has_cell = direction.spec.has_cell;
         Self {
             h: Cutter::over(true, &mut state.h, layout),
             c: Cutter::over(has_cell, &mut state.c, layout),

@@ -1,6 +1,6 @@
-//! A run forward: the rows of one direction in shares, segment after segment.
+//! A run forward: the rows of one direction in shares.
 //!
-//! A segment's shares are handed out rather than run, so that a layer's two directions can run at once.
+//! Shares are handed out rather than run, so that a layer's two directions can run at once.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::layer::direction::cutter::{Columns, Cutter, StateCutter, TapeCutter};
 use crate::layer::direction::{Direction, Means};
 use crate::layer::forward::{ForwardFields, ForwardShare, Workspace};
 use crate::layer::plan::Cuts;
-use crate::layer::tape::{DirectionState, StepTape};
+use crate::layer::tape::{DirectionState, Kept, StepTape};
 use crate::layer::weights::{ForwardWeights, Lanes};
 use crate::parallel::Team;
 use crate::simd::Element;
@@ -22,7 +22,7 @@ pub struct ForwardRun<'a, E> {
     pub direction: Direction<'a, E>,
     /// Its packed parameters.
     pub weights: &'a ForwardWeights<E>,
-    /// [B, H] after the steps taken so far.
+    /// [B, H] before the first step, then after the last.
     pub state: DirectionState<E>,
     /// Its memory.
     pub buffers: ForwardBuffers<E>,
@@ -94,14 +94,13 @@ impl<E: Element> Crew<E> {
 }
 
 impl<'a, E: Element> ForwardRun<'a, E> {
-    /// The shares of the next `steps`. They write `y` [N, H] and the `tape` of these steps, and move the
-    /// state on.
+    /// The shares of `steps`. They write `y` [N, H] and what is `kept` of these steps, and move the state on.
     pub fn shares<'b>(
         &'b mut self,
         team: &'b Team<'_>,
         steps: Range<usize>,
         y: Option<Field<'b, E>>,
-        tape: Option<&'b mut StepTape<E>>,
+        kept: Option<&'b mut Kept<E>>,
     ) -> Vec<ForwardShare<'b, E>>
     where
         'a: 'b,
@@ -115,13 +114,24 @@ impl<'a, E: Element> ForwardRun<'a, E> {
         }
         let mut state = StateCutter::new(&direction, &mut self.state);
         let mut y = Cutter::new(y);
-        let mut tape = tape.map(|tape| TapeCutter::new(&direction, steps.start, tape));
+        let (mut tape, mut checkpoints, mut distance) = (None, None, usize::MAX);
+        match kept {
+            None => {}
+            Some(Kept::Steps(kept)) => {
+                tape = Some(TapeCutter::new(&direction, steps.start, kept));
+            }
+            Some(Kept::Checkpoints(kept)) => {
+                distance = kept.distance;
+                checkpoints = Some(StateCutter::over(&direction, kept));
+            }
+        }
         let mut shares = Vec::with_capacity(cuts.rows.len() * cuts.units.len());
         for (rows, crew) in cuts.rows.iter().zip(crews) {
             let mut rest = ForwardFields {
                 state: state.take(rows.end),
                 y: y.take(rows.end),
                 tape: tape.as_mut().map(|tape| tape.take(rows.end)),
+                checkpoints: checkpoints.as_mut().map(|states| states.take(rows.end)),
             };
             let Crew {
                 operand,
@@ -144,6 +154,7 @@ impl<'a, E: Element> ForwardRun<'a, E> {
                     schedule: direction.schedule,
                     steps: steps.clone(),
                     reverse: direction.reverse,
+                    distance,
                     rows: rows.clone(),
                     units: units.clone(),
                     input: direction.input,
@@ -161,25 +172,28 @@ impl<'a, E: Element> ForwardRun<'a, E> {
 }
 
 impl<E: Element> Direction<'_, E> {
-    /// Makes the tape of `steps` again, from the state with which they began: the tape, and the state
+    /// Makes the tape of `steps` again, from the `state` with which they began: the tape, and the state
     /// after them.
     pub fn recompute(
         &self,
         means: Means<'_>,
         weights: &ForwardWeights<E>,
         steps: &Range<usize>,
-        start: &DirectionState<E>,
+        state: DirectionState<E>,
     ) -> Result<(StepTape<E>, DirectionState<E>)> {
-        let mut tape = StepTape::new(&self.spec, self.rows_of(steps).len(), self.hidden)?;
+        let tape = StepTape::new(&self.spec, self.rows_of(steps).len(), self.hidden)?;
+        let mut kept = Kept::Steps(tape);
         let cuts = means.cuts(self, 1);
         let mut run = ForwardRun {
             direction: *self,
             weights,
-            state: start.copied()?,
+            state,
             buffers: ForwardBuffers::new(self, means.lanes, cuts)?,
         };
-        let shares = run.shares(means.team, steps.clone(), None, Some(&mut tape));
-        means.run(shares)?;
-        Ok((tape, run.state))
+        means.run(run.shares(means.team, steps.clone(), None, Some(&mut kept)))?;
+        match kept {
+            Kept::Steps(tape) => Ok((tape, run.state)),
+            Kept::Checkpoints(_) => unreachable!("steps were to be kept"),
+        }
     }
 }

@@ -2,12 +2,11 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `forward.rs` | a run forward: shares of rows for the team, segment after segment |
+//! | `forward.rs` | a run forward: shares of rows for the team |
 //! | `backward.rs` | the run back, mirroring it: shares of rows and of products, chunk after chunk |
 //! | `cutter.rs` | what a run writes to, cut into the rows of each share |
 //!
-//! A run holds everything that its steps share; what is there for one segment or chunk only comes as an
-//! argument. Its memory is had before its first step.
+//! A run holds everything that its steps share; what is there for some steps only comes as an argument. Its memory is had before its first step.
 
 mod backward;
 mod cutter;

@@ -48,6 +48,7 @@ use crate::layer::config::CellKind;
 use crate::layer::weights::ForwardWeights;
 use crate::parallel::Meter;
 use crate::shape::Schedule;
+use crate::simd::Element;
 
 /// h and c of the rows of a share, [B, H]: before the first step, then after the last.
 pub struct StateFields<'a, E> {
@@ -55,6 +56,16 @@ pub struct StateFields<'a, E> {
     pub h: Field<'a, E>,
     /// c, for a cell that has one.
     pub c: Option<Field<'a, E>>,
+}
+
+impl<E: Element> StateFields<'_, E> {
+    /// Keeps the rows `rows` of `state` as those of a segment, of which it holds one after the other.
+    fn keep(&mut self, segment: usize, state: &Self, rows: &Range<usize>) {
+        self.h.copy_rows(segment, rows.clone(), &state.h, 0);
+        if let (Some(kept), Some(c)) = (&mut self.c, &state.c) {
+            kept.copy_rows(segment, rows.clone(), c, 0);
+        }
+    }
 }
 
 /// What backward will read of each step.
@@ -75,6 +86,8 @@ pub struct ForwardFields<'a, E> {
     pub y: Option<Field<'a, E>>,
     /// What backward will read.
     pub tape: Option<StepFields<'a, E>>,
+    /// [segments, B, H] what backward will begin again from: the state before each segment.
+    pub checkpoints: Option<StateFields<'a, E>>,
 }
 
 /// One worker's rows and units over a range of steps.
@@ -95,6 +108,8 @@ pub struct ForwardShare<'a, E> {
     pub steps: Range<usize>,
     /// Against time.
     pub reverse: bool,
+    /// Steps of a segment.
+    pub distance: usize,
     /// This worker's rows.
     pub rows: Range<usize>,
     /// This worker's units; they begin at a panel.

@@ -100,7 +100,7 @@ impl<'s, E: Element> Results<'s, E> {
         fields: &'s mut ForwardFields<'_, E>,
         (mask, hidden): (Option<&'s [E]>, usize),
     ) -> Self {
-        let ForwardFields { state, y, tape } = fields;
+        let ForwardFields { state, y, tape, .. } = fields;
         let (mut tape_h, mut tape_c, mut tape_slots) = (None, None, None);
         if let Some(tape) = tape {
             tape_h = Some((&mut tape.h_before, 1));

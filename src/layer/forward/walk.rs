@@ -55,23 +55,6 @@ impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
             chunk_input: &mut share.space.chunk_input,
             meter: &share.meter,
         };
-        let mut step = Step {
-            cell,
-            tiling,
-            weights: share.weights,
-            features,
-            hidden: share.hidden,
-            sums: &mut share.space.sums,
-            pending: &mut share.space.pending,
-            results: Results::new::<C>(
-                schedule,
-                &own,
-                &share.units,
-                &mut share.fields,
-                (share.mask, share.hidden),
-            ),
-            meter: &share.meter,
-        };
         let (operand, reset_operand) = (&mut share.operand, &mut share.reset_operand);
         let (begin, count, reverse) = (share.steps.start, share.steps.len(), share.reverse);
         let in_order = move |k: usize| {
@@ -83,9 +66,35 @@ impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
         };
         let mut done = 0;
         while done < count {
+            let segment = done / share.distance;
+            let mut left = count - done;
+            if let Some(kept) = &mut share.fields.checkpoints {
+                let begin = segment * share.distance;
+                if begin == done {
+                    kept.keep(segment, &share.fields.state, &own);
+                }
+                left = left.min(share.distance - (done - begin));
+            }
             let chunk = match capacity {
-                0 => count,
-                _ => (capacity / own.len()).min(count - done),
+                0 => left,
+                _ => (capacity / own.len()).min(left),
+            };
+            let mut step = Step {
+                cell,
+                tiling,
+                weights: share.weights,
+                features,
+                hidden: share.hidden,
+                sums: &mut share.space.sums,
+                pending: &mut share.space.pending,
+                results: Results::new::<C>(
+                    schedule,
+                    &own,
+                    &share.units,
+                    &mut share.fields,
+                    (share.mask, share.hidden),
+                ),
+                meter: &share.meter,
             };
             let steps = (done..done + chunk).map(in_order);
             let mut total = 0;
