@@ -165,7 +165,7 @@ impl<E: Element> Frozen<E> {
             )?)
         };
         let threads = plan::threads(config, &schedule, Pass::Forward, execution.threads);
-        let team = Team::assemble(threads, &execution.watch);
+        let team = execution.team(threads);
         let means = Means::of::<E>(&team, self.level);
         let mut states = crate::memory::reserved(config.layers, "the states (L)")?;
         for layer in 0..config.layers {

@@ -9,7 +9,7 @@ use crate::layer::dropout::Masks;
 use crate::layer::plan::Pass;
 use crate::layer::tape::Tape;
 use crate::memory::{Buffer, probe, product};
-use crate::parallel::Watch;
+use crate::parallel::{Team, Watch};
 use crate::shape::Schedule;
 use crate::simd::{Element, Level};
 
@@ -19,8 +19,20 @@ pub struct Execution<'a> {
     pub level: Level,
     /// Threads at most.
     pub threads: usize,
+    /// Whether one thread shall do where others are seen to take the cores of more.
+    pub makes_way: bool,
     /// What may stop the call.
     pub watch: Watch<'a>,
+}
+
+impl Execution<'_> {
+    /// The threads of a call that is worth so many.
+    pub(crate) fn team(&self, threads: usize) -> Team<'_> {
+        match self.makes_way {
+            true => Team::where_free(threads, &self.watch),
+            false => Team::assemble(threads, &self.watch),
+        }
+    }
 }
 
 /// The caller's x.

@@ -3,7 +3,7 @@
 //! A call takes a [`Team`] once and hands it a few shares of work, one dispatch for all of time. The
 //! caller works too, so a team of one is a plain loop and touches no atomic. Workers wait by spinning
 //! for a moment (the next dispatch is usually near), then yield, then park. Who has parked is woken beside
-//! its caller (`cores.rs`).
+//! its caller (`cores.rs`). Where others take the cores, callers go alone for a while (`contention.rs`).
 //!
 //! The pool belongs to the process that made it: a fork leaves the child with the memory of threads but
 //! no threads, so the child makes a pool of its own. One call has the pool at a time; a call that finds
@@ -11,15 +11,17 @@
 
 #![allow(unsafe_code)]
 
+mod contention;
 mod cores;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, Builder, JoinHandle, Thread, ThreadId};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use self::contention::{Contention, spent};
 use self::cores::Cores;
 use crate::error::{Error, Result};
 
@@ -156,28 +158,40 @@ pub struct Team<'w> {
     watch: &'w Watch<'w>,
     pool: Option<&'static Pool>,
     size: usize,
+    /// It tells the pool how it fares.
+    reports: bool,
 }
 
 impl<'w> Team<'w> {
     /// A team of at most `threads`; smaller when the pool is taken or threads cannot be had.
     pub fn assemble(threads: usize, watch: &'w Watch<'w>) -> Self {
-        let alone = Self {
+        let mut team = Self {
             watch,
             pool: None,
             size: 1,
+            reports: false,
         };
-        if threads <= 1 {
-            return alone;
+        if threads > 1
+            && let Some(pool) = Pool::take()
+        {
+            team.pool = Some(pool);
+            team.size = 1 + pool.seat(threads - 1);
         }
-        let Some(pool) = Pool::take() else {
-            return alone;
-        };
-        let size = 1 + pool.seat(threads - 1);
-        Self {
-            watch,
-            pool: Some(pool),
-            size,
+        team
+    }
+
+    /// The same, but of the caller alone for as long as others are seen to take the cores of teams.
+    pub fn where_free(threads: usize, watch: &'w Watch<'w>) -> Self {
+        let mut team = Self::assemble(threads, watch);
+        // More threads than cores are the caller's wish.
+        if let Some(pool) = team.pool.filter(|pool| team.size <= pool.cores) {
+            if lock(&pool.contention).persists(Instant::now()) {
+                drop(team);
+                return Self::assemble(1, watch);
+            }
+            team.reports = true;
         }
+        team
     }
 
     /// How many threads work together.
@@ -218,7 +232,10 @@ impl<'w> Team<'w> {
         let failure = Mutex::new(None);
         // Thread i begins with share i, so that a thread meets the same rows in every phase of a call,
         // and then helps with what nobody has begun.
+        let (begin, all_spent) = (Instant::now(), AtomicU64::new(0));
+        let measured = self.reports && lock(&pool.contention).is_due(begin);
         let turn = |thread: usize| {
+            let before = if measured { spent() } else { None };
             for k in 0..count {
                 let share = lock(&shares[(thread + k) % count]).take();
                 if let Some(share) = share
@@ -228,8 +245,16 @@ impl<'w> Team<'w> {
                     lock(&failure).get_or_insert(error);
                 }
             }
+            if let (Some(before), Some(after)) = (before, spent()) {
+                let own = after.saturating_sub(before).as_nanos() as u64;
+                all_spent.fetch_add(own, Ordering::Relaxed);
+            }
         };
         pool.run(self.size.min(count), self.watch, &turn);
+        let all_spent = Duration::from_nanos(all_spent.into_inner());
+        if !all_spent.is_zero() {
+            lock(&pool.contention).record(Instant::now(), begin.elapsed(), all_spent);
+        }
         if let Some(error) = lock(&failure).take() {
             return Err(error);
         }
@@ -275,6 +300,7 @@ struct Pool {
     process: u32,
     taken: AtomicBool,
     cores: usize,
+    contention: Mutex<Contention>,
     workers: Mutex<Vec<(&'static Seat, JoinHandle<()>)>>,
 }
 
@@ -292,6 +318,7 @@ impl Pool {
                 process,
                 taken: AtomicBool::new(false),
                 cores,
+                contention: Mutex::default(),
                 workers: Mutex::new(Vec::new()),
             }));
             match POOL.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire) {
@@ -542,6 +569,75 @@ mod tests {
             assert_eq!(Team::assemble(2, &watch).size(), 1);
         }
         drop(first);
+    }
+
+    /// A team of so many, as soon as the other tests of this process let it be had.
+    fn whole<'w>(
+        assemble: fn(usize, &'w Watch<'w>) -> Team<'w>,
+        size: usize,
+        watch: &'w Watch<'w>,
+    ) -> Team<'w> {
+        let begin = Instant::now();
+        loop {
+            let team = assemble(size, watch);
+            if team.size() == size {
+                return team;
+            }
+            assert!(
+                begin.elapsed() < Duration::from_secs(60),
+                "no team of {size}"
+            );
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_team_that_makes_way_is_alone_while_others_have_the_cores() {
+        let watch = Watch::unattended();
+        let team = whole(Team::assemble, 2, &watch);
+        let pool = team.pool.expect("a pool");
+        if pool.cores == 1 {
+            return;
+        }
+        for _ in 0..2 {
+            let took = Duration::from_secs(20);
+            lock(&pool.contention).record(Instant::now(), took, took / 2);
+        }
+        drop(team);
+        assert_eq!(Team::where_free(2, &watch).size(), 1);
+        // Who insists gets it, and so does who wants more threads than cores.
+        drop(whole(Team::assemble, 2, &watch));
+        drop(whole(Team::where_free, pool.cores + 1, &watch));
+        let team = whole(Team::assemble, 2, &watch);
+        *lock(&pool.contention) = Contention::default();
+        drop(team);
+        assert!(whole(Team::where_free, 2, &watch).reports);
+    }
+
+    #[test]
+    fn a_team_that_makes_way_tells_what_its_threads_spent() {
+        let watch = Watch::unattended();
+        if spent().is_none() || thread::available_parallelism().is_ok_and(|cores| cores.get() == 1)
+        {
+            return;
+        }
+        let mut team = whole(Team::where_free, 2, &watch);
+        let pool = team.pool.expect("a pool");
+        let work = |_| {
+            let before = spent().expect("a time");
+            while spent().expect("a time") - before < Duration::from_micros(100) {
+                std::hint::spin_loop();
+            }
+            Ok(())
+        };
+        let told = |team: &Team<'_>| {
+            *lock(&pool.contention) = Contention::default();
+            assert_eq!(team.run(vec![0, 1, 2], work), Ok(()));
+            !lock(&pool.contention).is_due(Instant::now() - Duration::from_secs(1))
+        };
+        assert!(told(&team));
+        team.reports = false;
+        assert!(!told(&team));
     }
 
     #[test]

@@ -535,6 +535,7 @@ impl Settings {
         Execution {
             level: self.level,
             threads: self.threads,
+            makes_way: true,
             watch: Watch::new(poll),
         }
     }

@@ -186,6 +186,8 @@ impl Setup {
         Execution {
             level: self.level,
             threads: self.threads,
+            // What is tried with several threads shall be.
+            makes_way: false,
             watch,
         }
     }

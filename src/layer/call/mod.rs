@@ -63,7 +63,7 @@ impl<'a> Call<'a> {
             schedule,
             still: Schedule::dense(1, schedule.batch())?,
             masks,
-            team: Team::assemble(threads, &execution.watch),
+            team: execution.team(threads),
             level: execution.level,
         })
     }
