@@ -136,6 +136,7 @@ impl Kernel<f32> for Tiles<'_> {
                 },
                 panel: self.panel,
                 panel_stride: width as isize,
+                ahead: &[],
             };
             let product = Product {
                 rows: max_rows(S::REGISTERS, self.vectors),

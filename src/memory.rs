@@ -11,10 +11,7 @@ use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use crate::error::{Error, Result};
-use crate::simd::Element;
-
-/// One cache line, and the widest vector.
-const LINE: usize = 64;
+use crate::simd::{Element, LINE};
 
 /// The product of sizes, or an error that says what would not fit the address space.
 pub fn product(sizes: &[usize], what: &str) -> Result<usize> {

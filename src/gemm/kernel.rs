@@ -24,7 +24,7 @@
 use std::hint::black_box;
 use std::ops::Range;
 
-use crate::simd::{Element, Kernel, Lanewise, Simd, Vector};
+use crate::simd::{Element, Kernel, LINE, Lanewise, Simd, Vector};
 
 /// The most vectors a panel row may have.
 pub const MAX_VECTORS: usize = 4;
@@ -40,6 +40,7 @@ pub const fn max_rows(registers: usize, vectors: usize) -> usize {
         (true, _) => 6,
         (false, 1) => 8,
         (false, 2) => 6,
+        (false, 3) => 4,
         (false, _) => 3,
     }
 }
@@ -94,6 +95,9 @@ pub struct Term<'a, E> {
     pub panel: &'a [E],
     /// From a panel row to the next; P * LANES when packed.
     pub panel_stride: isize,
+    /// Values of a far cache that will be read next, nothing otherwise: each tile that reads a packed panel
+    /// asks for its part along the way.
+    pub ahead: &'a [E],
 }
 
 impl<E> Term<'_, E> {
@@ -192,6 +196,7 @@ impl<E: Element> Kernel<E> for Product<'_, E> {
         self.check::<S>();
         let mut checked = Checked {
             first: 0,
+            rows: self.rows,
             begin: self.begin,
             terms: self.terms,
             sums: self.sums.as_mut_ptr(),
@@ -234,6 +239,8 @@ fn enter_tile<E: Element, S: Simd<E>, const R: usize, const P: usize>(
 struct Checked<'a, E> {
     /// The first of the rows.
     first: usize,
+    /// All that the product has.
+    rows: usize,
     begin: Begin<'a, E>,
     terms: &'a [Term<'a, E>],
     /// The first row of all.
@@ -251,6 +258,7 @@ impl<E: Element, const R: usize, const P: usize> Kernel<E> for Tile<'_, '_, E, R
     fn run<S: Simd<E>>(self, s: S) {
         let &Checked {
             first,
+            rows,
             begin,
             terms,
             sums,
@@ -293,7 +301,7 @@ impl<E: Element, const R: usize, const P: usize> Kernel<E> for Tile<'_, '_, E, R
                         sum = zero;
                     }
                 }
-                sum = add_term(s, sum, (first, term));
+                sum = add_term(s, sum, (first, rows), term);
             }
         }
         // SAFETY: as for the loads.
@@ -352,7 +360,7 @@ unsafe fn leave<E: Element, S: Simd<E>, const R: usize, const P: usize>(
     }
 }
 
-/// `sum[r][p] + sum over k of a[first + r][k] * panel[k][p]`.
+/// `sum[r][p] + sum over k of a[first + r][k] * panel[k][p]`, of a product with so many `rows`.
 ///
 /// # Safety
 /// * `Product::check` held the furthest row and k of both operands against their slices.
@@ -360,7 +368,8 @@ unsafe fn leave<E: Element, S: Simd<E>, const R: usize, const P: usize>(
 unsafe fn add_term<E: Element, S: Simd<E>, const R: usize, const P: usize>(
     s: S,
     sum: [[S::V; P]; R],
-    (first, term): (usize, &Term<'_, E>),
+    (first, rows): (usize, usize),
+    term: &Term<'_, E>,
 ) -> [[S::V; P]; R] {
     let (a, depth) = (term.a, term.depth);
     if depth == 0 {
@@ -376,7 +385,7 @@ unsafe fn add_term<E: Element, S: Simd<E>, const R: usize, const P: usize>(
         // shall see all.
         let strides = (a.depth_stride, panel_stride);
         // SAFETY: both pointers are at the first of `depth` k, and the others are so far apart.
-        return unsafe { add_each(s, sum, (left, a.row_stride), right, strides, depth) };
+        return unsafe { add_each(s, sum, (left, a.row_stride), right, strides, depth, None) };
     }
     // Strides that are always the same are constants: then several k need little or no arithmetic on
     // addresses.
@@ -386,25 +395,34 @@ unsafe fn add_term<E: Element, S: Simd<E>, const R: usize, const P: usize>(
         let packed = (P * S::LANES) as isize;
         if !term.is_packed(P * S::LANES) {
             let strides = (a.depth_stride, panel_stride);
-            add_each(s, sum, (left, 1), right, strides, depth)
-        } else if const { has_room::<R, P>(S::REGISTERS) } {
-            let strides = (1, packed);
-            add_each(s, sum, (left, a.row_stride), right, strides, depth)
+            add_each(s, sum, (left, 1), right, strides, depth, None)
+        } else if const { asks_ahead(S::REGISTERS) } && !term.ahead.is_empty() {
+            let (strides, each) = ((1, packed), term.ahead.len() / rows);
+            let part = term.ahead.as_ptr().wrapping_add(first * each);
+            let ahead = Some(part..part.wrapping_add(R * each));
+            add_each(s, sum, (left, a.row_stride), right, strides, depth, ahead)
         } else {
-            // With all addresses known the compiler would load ahead, for which no register is left.
-            let strides = (1, black_box(panel_stride));
-            add_each(s, sum, (left, a.row_stride), right, strides, depth)
+            let strides = (1, packed);
+            add_each(s, sum, (left, a.row_stride), right, strides, depth, None)
         }
     }
 }
 
-/// Whether a register is left beside the sums.
+/// Whether tiles ask for what is read next. With AVX2, on processors whose second-level cache is small beside
+/// wide layers; with AVX-512 another form of it was slower, and this one is not measured.
+pub const fn asks_ahead(registers: usize) -> bool {
+    cfg!(target_arch = "x86_64") && registers < 32
+}
+
+/// Whether a register is left beside sums and operands. Otherwise the sums must stay
+/// [in order](Simd::in_order).
 const fn has_room<const R: usize, const P: usize>(registers: usize) -> bool {
     let operands = if R < P { R } else { P };
     R * P + operands + 1 < registers
 }
 
-/// `sum[r][p] + sum over k of a[r][k] * panel[k][p]`.
+/// `sum[r][p] + sum over k of a[r][k] * panel[k][p]`; of what lies `ahead` as much is asked for every some k as a
+/// row of the panel holds.
 ///
 /// # Safety
 /// * `left` and `right` are at the first of `depth` k, the others `strides` apart; at each they are valid
@@ -417,6 +435,7 @@ unsafe fn add_each<E: Element, S: Simd<E>, const R: usize, const P: usize>(
     mut right: *const E,
     (depth_stride, panel_stride): (isize, isize),
     depth: usize,
+    mut ahead: Option<Range<*const E>>,
 ) -> [[S::V; P]; R] {
     // Several k at a time: what counts, moves pointers and forms addresses is then little beside the
     // multiply-adds.
@@ -426,6 +445,12 @@ unsafe fn add_each<E: Element, S: Simd<E>, const R: usize, const P: usize>(
             sum = unsafe { add_one(s, sum, (left, row_stride), right) };
             left = left.wrapping_offset(depth_stride);
             right = right.wrapping_offset(panel_stride);
+        }
+        if let Some(Range { start, end }) = &mut ahead {
+            for p in (0..P).step_by(LINE / size_of::<S::V>()) {
+                s.prefetch_line(start.wrapping_add(p * S::LANES));
+            }
+            *start = start.wrapping_add(P * S::LANES).min(*end);
         }
     }
     for _ in 0..depth % UNROLLED {
@@ -463,6 +488,9 @@ unsafe fn add_one<E: Element, S: Simd<E>, const R: usize, const P: usize>(
                 let weight = s.load_raw(right.add(p * S::LANES));
                 for r in 0..R {
                     sum[r][p] = rows[r].mul_add(weight, sum[r][p]);
+                    if const { !has_room::<R, P>(S::REGISTERS) } {
+                        sum[r][p] = s.in_order(sum[r][p]);
+                    }
                 }
             }
         } else {
@@ -474,6 +502,9 @@ unsafe fn add_one<E: Element, S: Simd<E>, const R: usize, const P: usize>(
                 let row = s.splat(*left.add(r * row_stride));
                 for p in 0..P {
                     sum[r][p] = row.mul_add(weights[p], sum[r][p]);
+                    if const { !has_room::<R, P>(S::REGISTERS) } {
+                        sum[r][p] = s.in_order(sum[r][p]);
+                    }
                 }
             }
         }

@@ -560,6 +560,7 @@ fn multiply_into<E: Element, S: Simd<E>>(
                 a,
                 panel,
                 panel_stride,
+                ahead: &[],
             }],
             sums,
             sums_stride,

@@ -233,6 +233,24 @@ macro_rules! avx2 {
             const REGISTERS: usize = 16;
 
             #[inline(always)]
+            fn in_order(self, value: $V) -> $V {
+                /// # Safety
+                /// * The processor has the instructions.
+                #[target_feature(enable = "avx2,fma")]
+                #[inline]
+                unsafe fn here(mut value: $Register) -> $Register {
+                    // SAFETY: no instruction, but the compiler must have the value, and may not know that
+                    // memory stays as it is.
+                    unsafe {
+                        std::arch::asm!("/* {} */", inout(ymm_reg) value, options(nostack, preserves_flags));
+                    }
+                    value
+                }
+                // SAFETY: the token proves the instructions.
+                $V(unsafe { here(value.0) })
+            }
+
+            #[inline(always)]
             unsafe fn load_raw(self, from: *const $E) -> $V {
                 // SAFETY: the caller vouches for LANES values.
                 $V(unsafe { $loadu(from) })

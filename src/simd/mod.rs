@@ -139,6 +139,9 @@ pub trait Element:
     fn dispatch<K: Kernel<Self>>(level: Level, kernel: K) -> K::Output;
 }
 
+/// Bytes of a cache line, and of the widest vector.
+pub const LINE: usize = 64;
+
 /// A computation that any instruction set can run.
 pub trait Kernel<E: Element> {
     /// What it returns.
@@ -200,18 +203,33 @@ pub trait Simd<E: Element>: Broadcast<E, V: Vector<E>> + Send + Sync + 'static {
     /// * `from` is valid for reading `n` initialised values and aligned to one value.
     unsafe fn load_partial_raw(self, from: *const E, n: usize) -> Self::V;
 
-    /// Asks for `values` to be brought into the nearest cache: they will be needed soon. A hint; where the
-    /// processor has no such instruction, nothing.
+    /// Asks for `values` to be brought into the nearest cache: they will be needed soon. A hint.
     #[inline(always)]
     fn prefetch(self, values: &[E]) {
+        for line in values.chunks(LINE / size_of::<E>()) {
+            self.prefetch_line(line.as_ptr());
+        }
+    }
+
+    /// Asks for the cache line of a value, if there is one. A hint; where the processor has no such
+    /// instruction, nothing.
+    #[inline(always)]
+    fn prefetch_line(self, value: *const E) {
         #[cfg(target_arch = "x86_64")]
-        for line in values.chunks(64 / size_of::<E>()) {
+        {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: every x86-64 processor has the instruction, and it reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+            // SAFETY: every x86-64 processor has the instruction; it reads nothing, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(value.cast()) };
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = values;
+        let _ = value;
+    }
+
+    /// `value`, which the compiler is kept from computing after any load or store that follows: for loops that
+    /// have no register for what is loaded early. Only where a level has so few of them; elsewhere nothing.
+    #[inline(always)]
+    fn in_order(self, value: Self::V) -> Self::V {
+        value
     }
 
     /// Compiles `kernel` with this level's instructions and runs it. The kernel is inlined here, and this is

@@ -146,8 +146,8 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
         Ok(())
     }
 
-    /// One panel of units: dpre U of some gates at a time, so that their weights stay in L2; then its
-    /// sums go where they belong.
+    /// One panel of units: dpre U of some gates at a time, so that their weights stay in L2, and the next ones
+    /// are asked for; then its sums go where they belong.
     #[inline(always)]
     fn panel<S: Simd<E>>(
         &mut self,
@@ -180,12 +180,17 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
                 },
                 panel: weights,
                 panel_stride: width as isize,
+                ahead: &[],
             }; MAX_SLOTS];
             for k in 0..gates.len() {
                 let gate = gates.start + k;
                 let term = &mut terms[k];
                 term.a.values = &pre[gate * hidden..];
                 term.panel = &weights[gate * gate_len..];
+                if panels.are_far(S::REGISTERS) {
+                    let next = (gate + gates.len()) * gate_len;
+                    term.ahead = panels.ahead(panel, next..next + gate_len);
+                }
                 if gate > 0 {
                     term.joint = Joint::Chain;
                 }

@@ -311,7 +311,8 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             };
             let width = blocks * C::INPUT * S::LANES;
             let a = rows_from(operands.recurrent, rows.start, self.hidden);
-            let recurrent = term(joint, &self.weights.recurrent, panel, a, width);
+            let mut recurrent = term(joint, &self.weights.recurrent, panel, a, width);
+            recurrent.ahead = self.ahead::<S>(&self.weights.recurrent, panel, &rows);
             let nothing = Term {
                 depth: 0,
                 joint: Joint::Add,
@@ -320,7 +321,8 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             let (begin, input) = match operands.input {
                 Input::Rows(x) => {
                     let a = rows_from(x, rows.start, self.features);
-                    let input = term(Joint::Add, &self.weights.input, panel, a, width);
+                    let mut input = term(Joint::Add, &self.weights.input, panel, a, width);
+                    input.ahead = self.ahead::<S>(&self.weights.input, panel, &rows);
                     (Begin::Rows(bias, 0), input)
                 }
                 Input::Ahead(chunk, first, total) => {
@@ -371,6 +373,24 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         }
     }
 
+    /// What some rows of a panel ask for: as much of the next one, of the next step's first after the last, as
+    /// they are of all rows.
+    #[inline(always)]
+    fn ahead<'p, S: Simd<E>>(
+        &self,
+        panels: &'p Panels<E>,
+        panel: usize,
+        rows: &Range<usize>,
+    ) -> &'p [E] {
+        if !panels.are_far(S::REGISTERS) {
+            return &[];
+        }
+        let Tiling { first, end, .. } = self.tiling;
+        let next = if panel + 1 < end { panel + 1 } else { first };
+        let (len, all) = (panels.panel_len(), self.results.strips.rows());
+        panels.ahead(next, len * rows.start / all..len * rows.end / all)
+    }
+
     /// The sums of a cell whose x and h' feed different numbers of slots: product after product.
     #[inline(always)]
     fn uneven<S: Simd<E>>(
@@ -389,7 +409,8 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         match operands.input {
             Input::Rows(x) => {
                 let a = rows_from(x, rows.start, self.features);
-                let input = term(Joint::Add, &self.weights.input, panel, a, width);
+                let mut input = term(Joint::Add, &self.weights.input, panel, a, width);
+                input.ahead = self.ahead::<S>(&self.weights.input, panel, rows);
                 add_product(s, input, (rows.len(), C::INPUT), (self.sums, row_len));
             }
             Input::Ahead(chunk, first, total) => {
@@ -402,13 +423,9 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         }
         let fed = C::RECURRENT.len();
         let a = rows_from(operands.recurrent, rows.start, self.hidden);
-        let recurrent = term(
-            Joint::Add,
-            &self.weights.recurrent,
-            panel,
-            a,
-            fed * S::LANES,
-        );
+        let width = fed * S::LANES;
+        let mut recurrent = term(Joint::Add, &self.weights.recurrent, panel, a, width);
+        recurrent.ahead = self.ahead::<S>(&self.weights.recurrent, panel, rows);
         let sums = &mut self.sums[C::RECURRENT.start * S::LANES..];
         add_product(s, recurrent, (rows.len(), fed), (sums, row_len));
     }
@@ -430,7 +447,8 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             .expect("a second stage has weights");
         let fed = C::CANDIDATE.len();
         let a = rows_from(operand, rows.start, self.hidden);
-        let product = term(Joint::Add, weights, panel, a, fed * S::LANES);
+        let mut product = term(Joint::Add, weights, panel, a, fed * S::LANES);
+        product.ahead = self.ahead::<S>(weights, panel, rows);
         let sums = &mut self.sums[C::CANDIDATE.start * S::LANES..];
         add_product(s, product, (rows.len(), fed), (sums, row_len));
     }
@@ -629,6 +647,7 @@ pub(super) fn term<'a, E: Element>(
         a,
         panel: panels.from_panel(panel),
         panel_stride: width as isize,
+        ahead: &[],
     }
 }
 
