@@ -95,8 +95,8 @@ pub struct Term<'a, E> {
     pub panel: &'a [E],
     /// From a panel row to the next; P * LANES when packed.
     pub panel_stride: isize,
-    /// Values of a far cache that will be read next, nothing otherwise: each tile that reads a packed panel
-    /// asks for its part along the way.
+    /// Values of a far cache that will be read next, nothing otherwise: each tall tile that reads a packed panel
+    /// asks for its part along the way, or for as much of it as a quarter of the panel.
     pub ahead: &'a [E],
 }
 
@@ -396,7 +396,9 @@ unsafe fn add_term<E: Element, S: Simd<E>, const R: usize, const P: usize>(
         if !term.is_packed(P * S::LANES) {
             let strides = (a.depth_stride, panel_stride);
             add_each(s, sum, (left, 1), right, strides, depth, None)
-        } else if const { asks_ahead(S::REGISTERS) } && !term.ahead.is_empty() {
+        } else if const { asks_ahead(S::REGISTERS) && is_tall::<R, P>(S::REGISTERS) }
+            && !term.ahead.is_empty()
+        {
             let (strides, each) = ((1, packed), term.ahead.len() / rows);
             let part = term.ahead.as_ptr().wrapping_add(first * each);
             let ahead = Some(part..part.wrapping_add(R * each));
@@ -408,10 +410,17 @@ unsafe fn add_term<E: Element, S: Simd<E>, const R: usize, const P: usize>(
     }
 }
 
-/// Whether tiles ask for what is read next. With AVX2, on processors whose second-level cache is small beside
+/// Whether tiles ask for what is read next: with AVX2 (the portable level, which has as few registers, does not
+/// ask all the same), on processors whose second-level cache is small beside
 /// wide layers; with AVX-512 another form of it was slower, and this one is not measured.
 pub const fn asks_ahead(registers: usize) -> bool {
     cfg!(target_arch = "x86_64") && registers < 32
+}
+
+/// Whether a tile is one of those that many rows are cut into: at least half as high as can be. The others need
+/// not ask, for the sake of the module's size.
+const fn is_tall<const R: usize, const P: usize>(registers: usize) -> bool {
+    P > 1 && 2 * R >= max_rows(registers, P)
 }
 
 /// Whether a register is left beside sums and operands. Otherwise the sums must stay

@@ -3,8 +3,9 @@
 //! A table holds, step after step, the rows of a schedule; a row holds `slots` runs of H values. A
 //! worker owns some rows of every step and some columns of every row. [`Field::split_rows`] and
 //! [`Field::split_columns`] cut ownership in two by value, so two owners never overlap and no lock is
-//! needed: that is what makes the raw pointer below sound. Every access goes through a [`Block`], whose
-//! bounds were checked once for all of its rows, or through a [`Down`], whose vectors were too.
+//! needed: that is what makes the raw pointer below sound. Every access of a step goes through a [`Block`], whose
+//! bounds were checked once for all of its rows, or through a [`Down`], whose vectors were too; whole rows are
+//! checked where they are read or copied.
 
 #![allow(unsafe_code)]
 
@@ -166,8 +167,9 @@ impl<'a, E: Element> Field<'a, E> {
         let first = self.first_row(t, &rows);
         let from_first = from.first_row(from_t, &rows);
         for r in 0..rows.len() {
-            // SAFETY: both rows were just held against the size of their table, columns lie within a row, and
-            // what this field may write nobody else can reach.
+            // SAFETY: both rows were just held against the size of their table, and columns lie within a row.
+            // What a field owns nobody else can reach: this one may write, the other one read, and no two
+            // overlap.
             unsafe {
                 let to = (self.base).add((first + r) * self.row_len + self.columns.start);
                 let row = (from.base).add((from_first + r) * from.row_len + from.columns.start);

@@ -390,7 +390,7 @@ impl<E: Element> FrozenLayer<E> {
             schedule: still,
             steps: 0..1,
             reverse: false,
-            distance: 1,
+            distance: usize::MAX,
             rows: 0..still.batch(),
             units: 0..config.hidden,
             input,

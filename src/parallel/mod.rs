@@ -232,10 +232,11 @@ impl<'w> Team<'w> {
         let failure = Mutex::new(None);
         // Thread i begins with share i, so that a thread meets the same rows in every phase of a call,
         // and then helps with what nobody has begun.
-        let (begin, all_spent) = (Instant::now(), AtomicU64::new(0));
-        let measured = self.reports && lock(&pool.contention).is_due(begin);
+        let begin = self.reports.then(Instant::now);
+        let begin = begin.filter(|&begin| lock(&pool.contention).is_due(begin));
+        let all_spent = AtomicU64::new(0);
         let turn = |thread: usize| {
-            let before = if measured { spent() } else { None };
+            let before = begin.and_then(|_| spent());
             for k in 0..count {
                 let share = lock(&shares[(thread + k) % count]).take();
                 if let Some(share) = share
@@ -252,8 +253,9 @@ impl<'w> Team<'w> {
         };
         pool.run(self.size.min(count), self.watch, &turn);
         let all_spent = Duration::from_nanos(all_spent.into_inner());
-        if !all_spent.is_zero() {
-            lock(&pool.contention).record(Instant::now(), begin.elapsed(), all_spent);
+        if let Some(begin) = begin.filter(|_| !all_spent.is_zero()) {
+            let now = Instant::now();
+            lock(&pool.contention).record(now, now - begin, all_spent);
         }
         if let Some(error) = lock(&failure).take() {
             return Err(error);
@@ -603,6 +605,7 @@ mod tests {
             let took = Duration::from_secs(20);
             lock(&pool.contention).record(Instant::now(), took, took / 2);
         }
+        assert!(lock(&pool.contention).persists(Instant::now()));
         drop(team);
         assert_eq!(Team::where_free(2, &watch).size(), 1);
         // Who insists gets it, and so does who wants more threads than cores.

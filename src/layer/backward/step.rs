@@ -139,8 +139,14 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
             self.row(s, (panels, range), slots);
             return self.meter.spend(work * self.units.len());
         }
-        for panel in range {
-            self.panel(s, (panels, panel), slots.clone());
+        for panel in range.clone() {
+            let after = panel + 1;
+            let next = if after < range.end {
+                after
+            } else {
+                range.start
+            };
+            self.panel(s, (panels, panel, next), slots.clone());
             self.meter.spend(rows * work * panels.row_len(panel))?;
         }
         Ok(())
@@ -152,7 +158,7 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
     fn panel<S: Simd<E>>(
         &mut self,
         s: S,
-        (panels, panel): (&Panels<E>, usize),
+        (panels, panel, next): (&Panels<E>, usize, usize),
         slots: Range<usize>,
     ) {
         let (hidden, rows) = (self.results.hidden, self.results.strips.rows());
@@ -188,8 +194,11 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
                 term.a.values = &pre[gate * hidden..];
                 term.panel = &weights[gate * gate_len..];
                 if panels.are_far(S::REGISTERS) {
-                    let next = (gate + gates.len()) * gate_len;
-                    term.ahead = panels.ahead(panel, next..next + gate_len);
+                    let (panel, gate) = match gate + gates.len() {
+                        gate if gate < slots.len() => (panel, gate),
+                        gate => (next, gate - slots.len()),
+                    };
+                    term.ahead = panels.ahead(panel, gate * gate_len..(gate + 1) * gate_len);
                 }
                 if gate > 0 {
                     term.joint = Joint::Chain;

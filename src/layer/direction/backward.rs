@@ -418,6 +418,42 @@ mod tests {
     use crate::layer::config::CellKind;
 
     #[test]
+    fn segments_are_made_again_as_many_at_once_as_fit_in_a_chunk() {
+        let groups = |schedule: &Schedule, distance, reverse| {
+            let spec = CellKind::Lstm.spec();
+            let direction = Direction::<f32> {
+                cell: CellKind::Lstm,
+                spec,
+                hidden: 1,
+                features: 1,
+                reverse,
+                schedule,
+                still: schedule,
+                mask: None,
+                input: &[],
+            };
+            let kept = Checkpoints::new(&spec, schedule, distance, 1).unwrap();
+            direction.together(&kept).collect::<Vec<_>>()
+        };
+        // 100 rows: two steps fit, whatever the segments; of three no second segment does.
+        let dense = Schedule::dense(7, 100).unwrap();
+        assert_eq!(
+            groups(&dense, 1, false),
+            [(5, 5..7), (3, 3..5), (1, 1..3), (0, 0..1)]
+        );
+        assert_eq!(groups(&dense, 1, true)[..2], [(5, 0..2), (3, 2..4)]);
+        assert_eq!(groups(&dense, 3, false), [(2, 6..7), (1, 3..6), (0, 0..3)]);
+        assert_eq!(groups(&dense, 7, true), [(0, 0..7)]);
+        // One row to the end, 256 at the first step.
+        let mut lengths = vec![1; 256];
+        lengths[0] = 9;
+        let ragged = Schedule::ragged(9, 256, &lengths).unwrap();
+        assert_eq!(groups(&ragged, 2, false), [(1, 2..9), (0, 0..2)]);
+        assert_eq!(groups(&ragged, 2, true), [(4, 0..1), (0, 1..9)]);
+        assert_eq!(groups(&Schedule::dense(0, 5).unwrap(), 2, false), []);
+    }
+
+    #[test]
     fn chunks_cover_all_steps_from_the_last_one_taken() {
         // Steps of 100 rows, of which two fit; steps of 1 row; steps of more rows than fit.
         for (batch, lengths, expected) in [

@@ -120,7 +120,7 @@ impl<'a, E: Element> StateCutter<'a, E> {
     }
 }
 
-/// Cuts the tape of a segment.
+/// Cuts the tape of some steps.
 pub struct TapeCutter<'a, E> {
     h_before: Cutter<'a, E>,
     c_before: Cutter<'a, E>,

@@ -121,6 +121,8 @@ impl<'a, E: Element> ForwardRun<'a, E> {
                 tape = Some(TapeCutter::new(&direction, steps.start, kept));
             }
             Some(Kept::Checkpoints(kept)) => {
+                // Segments count from the first step.
+                assert_eq!(steps, 0..direction.schedule.steps());
                 distance = kept.distance;
                 checkpoints = Some(StateCutter::over(&direction, kept));
             }

@@ -6,7 +6,8 @@
 //! | `backward.rs` | the run back, mirroring it: shares of rows and of products, chunk after chunk |
 //! | `cutter.rs` | what a run writes to, cut into the rows of each share |
 //!
-//! A run holds everything that its steps share; what is there for some steps only comes as an argument. Its memory is had before its first step.
+//! A run holds everything that its steps share; what is there for some steps only comes as an argument. Its
+//! memory is had before its first step.
 
 mod backward;
 mod cutter;

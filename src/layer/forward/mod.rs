@@ -108,7 +108,7 @@ pub struct ForwardShare<'a, E> {
     pub steps: Range<usize>,
     /// Against time.
     pub reverse: bool,
-    /// Steps of a segment.
+    /// Steps from a checkpoint to the next.
     pub distance: usize,
     /// This worker's rows.
     pub rows: Range<usize>,

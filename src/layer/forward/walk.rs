@@ -66,19 +66,19 @@ impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
         };
         let mut done = 0;
         while done < count {
-            let segment = done / share.distance;
-            let mut left = count - done;
-            if let Some(kept) = &mut share.fields.checkpoints {
-                let begin = segment * share.distance;
-                if begin == done {
-                    kept.keep(segment, &share.fields.state, &own);
-                }
-                left = left.min(share.distance - (done - begin));
+            // As far as to the next checkpoint; one that is due here is kept.
+            let passed = done % share.distance;
+            let left = (count - done).min(share.distance - passed);
+            if passed == 0
+                && let Some(kept) = &mut share.fields.checkpoints
+            {
+                kept.keep(done / share.distance, &share.fields.state, &own);
             }
             let chunk = match capacity {
                 0 => left,
                 _ => (capacity / own.len()).min(left),
             };
+            // Made anew for each chunk: it borrows the state, which is read above.
             let mut step = Step {
                 cell,
                 tiling,
