@@ -411,8 +411,8 @@ unsafe fn add_term<E: Element, S: Simd<E>, const R: usize, const P: usize>(
 }
 
 /// Whether tiles ask for what is read next: with AVX2 (the portable level, which has as few registers, does not
-/// ask all the same), on processors whose second-level cache is small beside
-/// wide layers; with AVX-512 another form of it was slower, and this one is not measured.
+/// ask all the same), whose processors may have a second-level cache that is small beside wide layers. With
+/// AVX-512 another form of it was slower, and this one is not measured.
 pub const fn asks_ahead(registers: usize) -> bool {
     cfg!(target_arch = "x86_64") && registers < 32
 }

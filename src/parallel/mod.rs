@@ -230,11 +230,12 @@ impl<'w> Team<'w> {
             .map(|share| Mutex::new(Some(share)))
             .collect();
         let failure = Mutex::new(None);
-        // Thread i begins with share i, so that a thread meets the same rows in every phase of a call,
-        // and then helps with what nobody has begun.
+        // Only where this dispatch is measured.
         let begin = self.reports.then(Instant::now);
         let begin = begin.filter(|&begin| lock(&pool.contention).is_due(begin));
         let all_spent = AtomicU64::new(0);
+        // Thread i begins with share i, so that a thread meets the same rows in every phase of a call,
+        // and then helps with what nobody has begun.
         let turn = |thread: usize| {
             let before = begin.and_then(|_| spent());
             for k in 0..count {
