@@ -292,6 +292,7 @@ impl Kernel<f32> for GateRow<'_> {
             a: self.a,
             panels: self.panels,
             range: 0..self.panels.count(),
+            descending: false,
             sums: self.sums,
         };
         multiply_row(s, product);

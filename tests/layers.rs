@@ -461,12 +461,19 @@ fn pieces_and_steps_do_not_change_bits<E: Element>(cell: CellKind) {
             let (y, state) = in_pieces::<E>(&problem, level);
             assert_same_bits(&y, &whole.y, &context);
             assert_states(&state, &whole.state, &context);
-            for run in [frozen_steps, frozen_run::<E>] {
-                let (y, state) = run(&problem, level, Storage::Own);
-                assert_same_bits(&y, &whole.y, &context);
-                assert_states(&state, &whole.state, &context);
-            }
+            steps_and_runs_have_the_bits_of_calls::<E>(&problem, level);
         }
+    }
+}
+
+fn steps_and_runs_have_the_bits_of_calls<E: Element>(problem: &Problem, level: Level) {
+    let context = format!("{:?}, {level:?}", problem.config);
+    let setup = Setup::plain(level);
+    let whole = forward::<E>(problem, setup, Watch::unattended(), false).expect("forward");
+    for run in [frozen_steps, frozen_run::<E>] {
+        let (y, state) = run(problem, level, Storage::Own);
+        assert_same_bits(&y, &whole.y, &context);
+        assert_states(&state, &whole.state, &context);
     }
 }
 
@@ -768,23 +775,24 @@ suites! {
 }
 
 /// Weights beyond the caches: panels are cut along k, packed by several threads, and operands that lie
-/// far apart are packed too.
+/// far apart are packed too; and every other step takes them from the last to the first.
 fn agrees_beyond_the_caches<E: Element>() {
     let _turn = pool();
-    for (cell, merge) in [
-        (CellKind::Lstm, None),
-        (CellKind::Lstm, Some(Merge::Concat)),
-        (
-            CellKind::Gru {
-                reset_after: false,
-                update: Update::Keep,
-            },
-            Some(Merge::Sum),
-        ),
+    let gru = |reset_after| CellKind::Gru {
+        reset_after,
+        update: Update::Keep,
+    };
+    for (cell, batch, merge) in [
+        (CellKind::Lstm, 5, None),
+        (CellKind::Lstm, 1, None),
+        (CellKind::Lstm, 5, Some(Merge::Concat)),
+        (gru(false), 5, Some(Merge::Sum)),
+        (gru(false), 1, None),
+        (gru(true), 1, None),
     ] {
         let case = Case {
-            time: 9,
-            batch: 5,
+            time: 12,
+            batch,
             input: 270,
             hidden: 301,
             layers: 1,
@@ -810,6 +818,9 @@ fn agrees_beyond_the_caches<E: Element>() {
                 &alone,
                 &format!("{case:?}, {setup:?}"),
             );
+            if merge.is_none() {
+                steps_and_runs_have_the_bits_of_calls::<E>(&problem, level);
+            }
         }
     }
 }

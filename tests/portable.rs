@@ -1105,6 +1105,7 @@ fn gate_products_beyond_their_operands_panic() {
             a: &a,
             panels: &panels,
             range,
+            descending: false,
             sums: &mut sums,
         };
         panics(|| multiply_row(Portable, product))

@@ -96,7 +96,7 @@ pub struct Term<'a, E> {
     /// From a panel row to the next; P * LANES when packed.
     pub panel_stride: isize,
     /// Values of a far cache that will be read next, nothing otherwise: each tall tile that reads a packed panel
-    /// asks for its part along the way, or for as much of it as a quarter of the panel.
+    /// asks for its part along the way, or for as much of it as half of the panel.
     pub ahead: &'a [E],
 }
 
@@ -380,47 +380,72 @@ unsafe fn add_term<E: Element, S: Simd<E>, const R: usize, const P: usize>(
     let left = start(a.values, a.depth_stride, depth).wrapping_add(first * a.row_stride);
     let right = start(term.panel, term.panel_stride, depth);
     let panel_stride = term.panel_stride;
-    if const { !S::FUSED && !cfg!(miri) } {
-        // Not there for speed: one loop, for the sake of the module's size. Miri, which knows no other level,
-        // shall see all.
+    if const { !S::FOR_SPEED } {
         let strides = (a.depth_stride, panel_stride);
         // SAFETY: both pointers are at the first of `depth` k, and the others are so far apart.
-        return unsafe { add_each(s, sum, (left, a.row_stride), right, strides, depth, None) };
+        return unsafe {
+            let ahead = Ahead::NOTHING;
+            add_each(s, sum, (left, a.row_stride), right, strides, depth, ahead)
+        };
     }
     // Strides that are always the same are constants: then several k need little or no arithmetic on
     // addresses.
     // SAFETY: both pointers are at the first of `depth` k, and the others are so far apart: `Product::check`
     // let a term pass that is not packed only if its rows lie side by side.
     unsafe {
-        let packed = (P * S::LANES) as isize;
-        if !term.is_packed(P * S::LANES) {
-            let strides = (a.depth_stride, panel_stride);
-            add_each(s, sum, (left, 1), right, strides, depth, None)
-        } else if const { asks_ahead(S::REGISTERS) && is_tall::<R, P>(S::REGISTERS) }
-            && !term.ahead.is_empty()
-        {
-            let (strides, each) = ((1, packed), term.ahead.len() / rows);
-            let part = term.ahead.as_ptr().wrapping_add(first * each);
-            let ahead = Some(part..part.wrapping_add(R * each));
+        if term.is_packed(P * S::LANES) {
+            let strides = (1, (P * S::LANES) as isize);
+            let mut ahead = Ahead::NOTHING;
+            if const { ASKS_AHEAD && is_tall::<R, P>(S::REGISTERS) } && !term.ahead.is_empty() {
+                ahead = Ahead::of(term, first..first + R, rows, P * size_of::<S::V>());
+            }
             add_each(s, sum, (left, a.row_stride), right, strides, depth, ahead)
         } else {
-            let strides = (1, packed);
-            add_each(s, sum, (left, a.row_stride), right, strides, depth, None)
+            let strides = (a.depth_stride, panel_stride);
+            add_each(s, sum, (left, 1), right, strides, depth, Ahead::NOTHING)
         }
     }
 }
 
-/// Whether tiles ask for what is read next: with AVX2 (the portable level, which has as few registers, does not
-/// ask all the same), whose processors may have a second-level cache that is small beside wide layers. With
-/// AVX-512 another form of it was slower, and this one is not measured.
-pub const fn asks_ahead(registers: usize) -> bool {
-    cfg!(target_arch = "x86_64") && registers < 32
+/// The lines that a tile asks for.
+struct Ahead<E> {
+    next: *const E,
+    end: *const E,
+    /// Every [`ASKED_EVERY`] k. All at once they would keep busy what brings the panel from the second-level cache.
+    lines: usize,
 }
 
-/// Whether a tile is one of those that many rows are cut into: at least half as high as can be. The others need
-/// not ask, for the sake of the module's size.
+impl<E: Element> Ahead<E> {
+    const NOTHING: Self = Self {
+        next: std::ptr::null(),
+        end: std::ptr::null(),
+        lines: 0,
+    };
+
+    /// What some rows of a product ask for, of a term whose panel has rows of so many bytes. Not inlined, for the
+    /// sake of the module's size: whoever comes here has a far panel to go through.
+    #[inline(never)]
+    fn of(term: &Term<'_, E>, some: Range<usize>, rows: usize, panel_row: usize) -> Self {
+        let each = term.ahead.len() / rows;
+        let part = &term.ahead[some.start * each..some.end * each];
+        let all = size_of_val(part).div_ceil(LINE);
+        let half = (ASKED_EVERY / 2 * panel_row).div_ceil(LINE);
+        let Range { start, end } = part.as_ptr_range();
+        Self {
+            next: start,
+            end,
+            lines: all.div_ceil((term.depth / ASKED_EVERY).max(1)).min(half),
+        }
+    }
+}
+
+/// Whether tiles ask for what is read next, wherever there is an instruction for it.
+pub const ASKS_AHEAD: bool = cfg!(target_arch = "x86_64");
+
+/// Whether a tile is one of those that many rows are cut into: at least two thirds as high as can be. The others
+/// need not ask, for the sake of the module's size.
 const fn is_tall<const R: usize, const P: usize>(registers: usize) -> bool {
-    P > 1 && 2 * R >= max_rows(registers, P)
+    P > 1 && 3 * R >= 2 * max_rows(registers, P)
 }
 
 /// Whether a register is left beside sums and operands. Otherwise the sums must stay
@@ -430,8 +455,8 @@ const fn has_room<const R: usize, const P: usize>(registers: usize) -> bool {
     R * P + operands + 1 < registers
 }
 
-/// `sum[r][p] + sum over k of a[r][k] * panel[k][p]`; of what lies `ahead` as much is asked for every some k as a
-/// row of the panel holds.
+/// `sum[r][p] + sum over k of a[r][k] * panel[k][p]`; what lies `ahead` is asked for evenly along the way, or as
+/// much of it as half of the panel.
 ///
 /// # Safety
 /// * `left` and `right` are at the first of `depth` k, the others `strides` apart; at each they are valid
@@ -444,22 +469,29 @@ unsafe fn add_each<E: Element, S: Simd<E>, const R: usize, const P: usize>(
     mut right: *const E,
     (depth_stride, panel_stride): (isize, isize),
     depth: usize,
-    mut ahead: Option<Range<*const E>>,
+    mut ahead: Ahead<E>,
 ) -> [[S::V; P]; R] {
-    // Several k at a time: what counts, moves pointers and forms addresses is then little beside the
-    // multiply-adds.
-    for _ in 0..depth / UNROLLED {
-        for _ in 0..UNROLLED {
-            // SAFETY: both pointers are at a k that is there.
-            sum = unsafe { add_one(s, sum, (left, row_stride), right) };
-            left = left.wrapping_offset(depth_stride);
-            right = right.wrapping_offset(panel_stride);
-        }
-        if let Some(Range { start, end }) = &mut ahead {
-            for p in (0..P).step_by(LINE / size_of::<S::V>()) {
-                s.prefetch_line(start.wrapping_add(p * S::LANES));
+    let mut left_over = depth / UNROLLED;
+    while left_over > 0 {
+        let mut at_once = left_over;
+        if const { ASKS_AHEAD && is_tall::<R, P>(S::REGISTERS) } && ahead.lines > 0 {
+            at_once = at_once.min(ASKED_EVERY / UNROLLED);
+            for _ in 0..ahead.lines {
+                s.prefetch_far(ahead.next);
+                ahead.next = ahead.next.wrapping_add(LINE / size_of::<E>());
             }
-            *start = start.wrapping_add(P * S::LANES).min(*end);
+            ahead.next = ahead.next.min(ahead.end);
+        }
+        left_over -= at_once;
+        // Several k at a time: what counts, moves pointers and forms addresses is then little beside the
+        // multiply-adds.
+        for _ in 0..at_once {
+            for _ in 0..UNROLLED {
+                // SAFETY: both pointers are at a k that is there.
+                sum = unsafe { add_one(s, sum, (left, row_stride), right) };
+                left = left.wrapping_offset(depth_stride);
+                right = right.wrapping_offset(panel_stride);
+            }
         }
     }
     for _ in 0..depth % UNROLLED {
@@ -473,6 +505,9 @@ unsafe fn add_each<E: Element, S: Simd<E>, const R: usize, const P: usize>(
 
 /// How many k the product loop takes at a time.
 pub(super) const UNROLLED: usize = 4;
+
+/// How many k there are from one time that a tile asks for lines to the next.
+const ASKED_EVERY: usize = 8;
 
 /// `sum[r][p] + a[r] * panel[p]`.
 ///

@@ -14,15 +14,15 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::gemm::kernel::{MAX_VECTORS, asks_ahead};
+use crate::gemm::kernel::MAX_VECTORS;
 use crate::memory::{Buffer, product};
 use crate::parallel::Team;
 use crate::simd::{Element, Kernel, Level, Simd, Vector};
 
 /// Bytes of packed weights that a second-level cache does not keep from one step to the next, beside all else.
-/// Measured on a Zen 3 with 512 KB of it: from 1.7 MB on rows gained from asking, up to 1 MB there was nothing
-/// to gain.
-const FAR: usize = 3 << 19;
+/// Measured on an Intel with 2 MB of it, where asking gained 6 % at 1 MB of W and of U and nothing at 768 KB, and on
+/// a Zen 3 with 512 KB of a faster third level, where it gained nothing up to 1 MB, and lost nothing.
+const FAR: usize = 3 << 18;
 
 /// Vectors of columns in a panel of a plain product: tiles of 6 x 4 or 6 x 2.
 pub const fn columns_per_panel(registers: usize) -> usize {
@@ -255,11 +255,11 @@ impl<E: Element> Panels<E> {
         self.vectors(panel) * self.lanes
     }
 
-    /// Whether tiles [ask](crate::gemm::kernel::Term::ahead) for what they read next, on a machine with so many
-    /// vector registers: not where all panels are near anyway.
+    /// Whether no second-level cache keeps them from one step to the next. Tiles then
+    /// [ask](crate::gemm::kernel::Term::ahead) for what they read next, and panels are walked back and forth.
     #[inline(always)]
-    pub fn are_far(&self, registers: usize) -> bool {
-        asks_ahead(registers) && size_of_val(&self.values[..]) >= FAR
+    pub fn are_far(&self) -> bool {
+        size_of_val(&self.values[..]) >= FAR
     }
 
     /// Those of `values`, counted from the front of `panel`, that there are.
@@ -275,6 +275,39 @@ impl<E: Element> Panels<E> {
         debug_assert!(!self.is_short());
         &self.values[panel * self.panel_len()..]
     }
+}
+
+/// Panels in an order to be walked in: all of them or, when `descending`, groups of `at_once` (a power of two)
+/// from the last group to the first, each of which is walked upwards.
+///
+/// Walked back and forth, weights leave in every cache what is read first the next time; walked always the same
+/// way, they leave nothing of use in a cache that does not hold them all.
+#[inline(always)]
+pub fn groups(
+    panels: Range<usize>,
+    at_once: usize,
+    descending: bool,
+) -> impl Iterator<Item = Range<usize>> {
+    // A step of a single row would notice a division.
+    debug_assert!(at_once.is_power_of_two());
+    let first = panels.start;
+    let behind = (panels.len().max(1) - 1) & !(at_once - 1);
+    let begin = if descending { first + behind } else { first };
+    let after = move |group: &Range<usize>| {
+        (group.start > first).then(|| group.start - at_once..group.start)
+    };
+    std::iter::successors(Some(begin..panels.end), after)
+}
+
+/// The panel that follows in such an order of single ones. The next walk, the other way, begins with the last.
+#[inline(always)]
+pub fn following(panel: usize, panels: &Range<usize>, descending: bool) -> Option<usize> {
+    let next = if descending {
+        panel.wrapping_sub(1)
+    } else {
+        panel + 1
+    };
+    panels.contains(&next).then_some(next)
 }
 
 /// Two rows of `width` values after the other into one row of pairs; of an odd number the last row's
@@ -387,8 +420,37 @@ mod tests {
     }
 
     #[test]
+    fn groups_are_all_panels_once() {
+        for (panels, at_once) in [
+            (0..0, 1),
+            (3..3, 4),
+            (0..1, 4),
+            (2..9, 1),
+            (2..9, 4),
+            (1..9, 2),
+        ] {
+            let ascending = groups(panels.clone(), at_once, false);
+            assert!(ascending.eq(std::iter::once(panels.clone())));
+            let mut descending: Vec<_> = groups(panels.clone(), at_once, true).collect();
+            descending.reverse();
+            let whole = descending.iter().filter(|group| group.len() == at_once);
+            assert!(whole.count() + 1 >= descending.len());
+            assert!(descending.iter().all(|group| group.len() <= at_once));
+            assert!(descending.into_iter().flatten().eq(panels));
+        }
+        for descending in [false, true] {
+            let order: Vec<_> = groups(2..9, 1, descending).flatten().collect();
+            for (k, panel) in order.iter().enumerate() {
+                let next = order.get(k + 1).copied();
+                assert_eq!(following(*panel, &(2..9), descending), next);
+            }
+            assert_eq!(following(0, &(0..1), descending), None);
+        }
+    }
+
+    #[test]
     fn values_ahead_are_those_of_far_panels() {
-        const DEPTH: usize = 1 << 15;
+        const DEPTH: usize = 1 << 14;
         let watch = Watch::unattended();
         let team = Team::assemble(1, &watch);
         let matrix = |columns| {
@@ -398,8 +460,7 @@ mod tests {
         let (near, far) = (matrix(8), matrix(12));
         let len = 8 * DEPTH;
         assert_eq!((near.panel_len(), far.panel_len()), (len, len));
-        assert!(!near.are_far(16) && !far.are_far(32));
-        assert_eq!(far.are_far(16), asks_ahead(16));
+        assert!(!near.are_far() && far.are_far());
         // The third block of columns has a panel of its own, of which half is there.
         let second = far.from_panel(1);
         assert_eq!(far.ahead(1, 0..2), &second[..2]);

@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use crate::gemm::kernel::{MAX_VECTORS, UNROLLED};
-use crate::gemm::pack::{Panels, columns_per_panel};
+use crate::gemm::pack::{Panels, columns_per_panel, groups};
 use crate::simd::{Element, Kernel, Lanewise, Simd, Vector};
 
 /// One row, several products at once.
@@ -213,6 +213,8 @@ pub struct GateProduct<'a, E> {
     pub panels: &'a Panels<E>,
     /// Which of the panels.
     pub range: Range<usize>,
+    /// From the last of them to the first.
+    pub descending: bool,
     /// The columns of these panels, one panel after the other; beyond the matrix zeros.
     pub sums: &'a mut [E],
 }
@@ -244,38 +246,41 @@ impl<E: Element, const G: usize> Kernel<E> for Gates<'_, E, G> {
             a,
             panels,
             range,
-            mut sums,
+            descending,
+            sums,
             ..
         } = self.0;
         assert!(panels.depth().is_multiple_of(G) && range.end <= panels.count());
-        let mut panel = range.start;
-        while panel < range.end {
-            let vectors = panels.vectors(panel);
-            let left = range.end - panel;
-            // One gate alone has one chain a vector: several panels at once have more.
-            let full =
-                G == 1 && left >= TOGETHER && panels.vectors(panel + TOGETHER - 1) == vectors;
-            let count = if full { TOGETHER } else { 1 };
-            let (to, rest) = sums.split_at_mut(count * vectors * S::LANES);
-            macro_rules! widths {
-                ($($p:literal)*) => {
-                    match vectors {
-                        $($p if const { $p <= columns_per_panel(S::REGISTERS) } => {
-                            if const { $p <= columns_per_panel(S::REGISTERS) } {
-                                if full {
-                                    panels_of_a_gate::<E, S, $p>(s, a, (panels, panel), to);
-                                } else {
-                                    gates_of_a_panel::<E, S, G, $p>(s, a, (panels, panel), to);
+        let (begin, per_panel) = (range.start, panels.row_len(0));
+        // One gate alone has one chain a vector: several panels at once have more.
+        let at_once = if G == 1 { TOGETHER } else { 1 };
+        for group in groups(range, at_once, descending) {
+            let mut panel = group.start;
+            while panel < group.end {
+                let vectors = panels.vectors(panel);
+                let full = G == 1
+                    && group.end - panel >= TOGETHER
+                    && panels.vectors(panel + TOGETHER - 1) == vectors;
+                let to = &mut sums[(panel - begin) * per_panel..];
+                macro_rules! widths {
+                    ($($p:literal)*) => {
+                        match vectors {
+                            $($p if const { $p <= columns_per_panel(S::REGISTERS) } => {
+                                if const { $p <= columns_per_panel(S::REGISTERS) } {
+                                    if full {
+                                        panels_of_a_gate::<E, S, $p>(s, a, (panels, panel), to);
+                                    } else {
+                                        gates_of_a_panel::<E, S, G, $p>(s, a, (panels, panel), to);
+                                    }
                                 }
-                            }
-                        })*
-                        _ => panic!("no row kernel of {vectors} vectors"),
-                    }
-                };
+                            })*
+                            _ => panic!("no row kernel of {vectors} vectors"),
+                        }
+                    };
+                }
+                widths!(1 2 3 4);
+                panel += if full { TOGETHER } else { 1 };
             }
-            widths!(1 2 3 4);
-            sums = rest;
-            panel += count;
         }
     }
 }

@@ -165,8 +165,9 @@ pub trait Simd<E: Element>: Broadcast<E, V: Vector<E>> + Send + Sync + 'static {
     /// Numbers in one vector.
     const LANES: usize = <Self::V as Vector<E>>::LANES;
 
-    /// Whether a multiply-add is one instruction, and rounds once.
-    const FUSED: bool = true;
+    /// Whether the level is there for speed. One that is not takes every row through the same loops, for the sake
+    /// of the module's size; Miri, which knows no other level, shall see all of them.
+    const FOR_SPEED: bool = true;
 
     /// Architectural vector registers: what bounds a kernel's register tile.
     const REGISTERS: usize;
@@ -203,23 +204,29 @@ pub trait Simd<E: Element>: Broadcast<E, V: Vector<E>> + Send + Sync + 'static {
     /// * `from` is valid for reading `n` initialised values and aligned to one value.
     unsafe fn load_partial_raw(self, from: *const E, n: usize) -> Self::V;
 
-    /// Asks for `values` to be brought into the nearest cache: they will be needed soon. A hint.
+    /// Asks for `values` to be brought into the nearest cache: they will be needed soon. A hint; where the
+    /// processor has no such instruction, nothing.
     #[inline(always)]
     fn prefetch(self, values: &[E]) {
-        for line in values.chunks(LINE / size_of::<E>()) {
-            self.prefetch_line(line.as_ptr());
-        }
-    }
-
-    /// Asks for the cache line of a value, if there is one. A hint; where the processor has no such
-    /// instruction, nothing.
-    #[inline(always)]
-    fn prefetch_line(self, value: *const E) {
         #[cfg(target_arch = "x86_64")]
-        {
+        for line in values.chunks(LINE / size_of::<E>()) {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             // SAFETY: every x86-64 processor has the instruction; it reads nothing, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(value.cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = values;
+    }
+
+    /// Asks for the cache line of a value, if there is one, to be brought into the second-level cache. A hint as
+    /// [`Self::prefetch`].
+    #[inline(always)]
+    fn prefetch_far(self, value: *const E) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(value.cast()) };
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = value;

@@ -182,7 +182,7 @@ macro_rules! portable {
         }
 
         impl Simd<$E> for Portable {
-            const FUSED: bool = false;
+            const FOR_SPEED: bool = cfg!(miri);
             const REGISTERS: usize = if cfg!(target_arch = "aarch64") {
                 32
             } else {

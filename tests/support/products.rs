@@ -424,7 +424,11 @@ fn gate_products_of<E: Element, S: Simd<E>>(
     )
     .expect("memory");
     let count = panels.count();
-    for range in [0..count, count / 2..count, 0..count / 2] {
+    let ranges = [0..count, count / 2..count, 0..count / 2];
+    for (range, descending) in ranges
+        .into_iter()
+        .flat_map(|range| [(range.clone(), false), (range, true)])
+    {
         let first = range.start * panels.row_len(0);
         let width = range.clone().map(|panel| panels.row_len(panel)).sum();
         let mut sums = numbers::<E>(width, 3);
@@ -433,13 +437,14 @@ fn gate_products_of<E: Element, S: Simd<E>>(
             a: &a,
             panels: &panels,
             range: range.clone(),
+            descending,
             sums: &mut sums,
         };
         multiply_row(s, product);
         let expected: Vec<E> = (first..first + width).map(expected).collect();
         assert_eq!(
             sums, expected,
-            "{gates} gates, [{depth}, {columns}], panels {range:?}"
+            "{gates} gates, [{depth}, {columns}], panels {range:?}, descending: {descending}"
         );
     }
 }

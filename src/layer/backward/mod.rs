@@ -123,6 +123,8 @@ pub struct BackwardShare<'a, E> {
 pub struct BackwardSpace<E> {
     /// [rows, panel width] dpre U, summed over the gates so far; `[H]` of one row.
     sums: Buffer<E>,
+    /// Whether the last step took panels from the last to the first, as every other one does where they are far.
+    descending: bool,
 }
 
 impl<E: Element> BackwardSpace<E> {
@@ -133,6 +135,7 @@ impl<E: Element> BackwardSpace<E> {
         let row = hidden.next_multiple_of(lanes.lanes);
         Ok(Self {
             sums: Buffer::stale(panel.max(row), what)?,
+            descending: false,
         })
     }
 }

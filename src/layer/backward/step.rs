@@ -7,7 +7,7 @@ use super::results::{CellsBack, PRE, Results};
 use crate::cell::{Cell, MAX_SLOTS};
 use crate::error::Result;
 use crate::gemm::kernel::{Begin, Joint, Product, Rows, Term, multiply};
-use crate::gemm::pack::Panels;
+use crate::gemm::pack::{Panels, following, groups};
 use crate::gemm::relay::RelayEnd;
 use crate::gemm::row::{GateProduct, multiply_row};
 use crate::layer::config::with_cell;
@@ -45,6 +45,7 @@ impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
             weights: share.weights,
             units: share.units.clone(),
             sums: &mut share.space.sums,
+            descending: &mut share.space.descending,
             results: Results::new::<C>(
                 schedule,
                 &own,
@@ -79,6 +80,7 @@ struct Step<'s, 'r, E, C> {
     weights: &'s BackwardWeights<E>,
     units: Range<usize>,
     sums: &'s mut [E],
+    descending: &'s mut bool,
     results: Results<'s, E>,
     relay: &'s mut Option<RelayEnd<'r, E>>,
     meter: &'s Meter<'s>,
@@ -88,6 +90,8 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
     /// The mirror of a forward step.
     #[inline(always)]
     fn run<S: Simd<E>>(&mut self, s: S) -> Result<()> {
+        // Back and forth: what was read last is read first.
+        *self.descending = !*self.descending && self.weights.recurrent.are_far();
         self.cells(s);
         self.turn()?;
         if !C::CANDIDATE.is_empty() {
@@ -95,6 +99,12 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
             self.turn()?;
         }
         self.stage(s, C::RECURRENT)
+    }
+
+    /// Whether this step takes panels from the last to the first.
+    #[inline(always)]
+    fn descends<S: Simd<E>>(&self) -> bool {
+        S::FOR_SPEED && *self.descending
     }
 
     /// dpre is complete once every worker of these rows has been here.
@@ -135,17 +145,13 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
         let per_panel = panels.row_len(0);
         assert!(self.units.start.is_multiple_of(per_panel));
         let range = self.units.start / per_panel..self.units.end.div_ceil(per_panel);
-        if rows == 1 {
+        if rows == 1 && S::FOR_SPEED {
             self.row(s, (panels, range), slots);
             return self.meter.spend(work * self.units.len());
         }
-        for panel in range.clone() {
-            let after = panel + 1;
-            let next = if after < range.end {
-                after
-            } else {
-                range.start
-            };
+        let descending = self.descends::<S>();
+        for panel in groups(range.clone(), 1, descending).flatten() {
+            let next = following(panel, &range, descending);
             self.panel(s, (panels, panel, next), slots.clone());
             self.meter.spend(rows * work * panels.row_len(panel))?;
         }
@@ -158,7 +164,7 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
     fn panel<S: Simd<E>>(
         &mut self,
         s: S,
-        (panels, panel, next): (&Panels<E>, usize, usize),
+        (panels, panel, next): (&Panels<E>, usize, Option<usize>),
         slots: Range<usize>,
     ) {
         let (hidden, rows) = (self.results.hidden, self.results.strips.rows());
@@ -193,12 +199,13 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
                 let term = &mut terms[k];
                 term.a.values = &pre[gate * hidden..];
                 term.panel = &weights[gate * gate_len..];
-                if panels.are_far(S::REGISTERS) {
+                if panels.are_far() {
                     let (panel, gate) = match gate + gates.len() {
-                        gate if gate < slots.len() => (panel, gate),
+                        gate if gate < slots.len() => (Some(panel), gate),
                         gate => (next, gate - slots.len()),
                     };
-                    term.ahead = panels.ahead(panel, gate * gate_len..(gate + 1) * gate_len);
+                    let ahead = gate * gate_len..(gate + 1) * gate_len;
+                    term.ahead = panel.map_or(&[], |panel| panels.ahead(panel, ahead));
                 }
                 if gate > 0 {
                     term.joint = Joint::Chain;
@@ -242,6 +249,7 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
                 a: &pre[slots.start * self.results.hidden..],
                 panels,
                 range,
+                descending: *self.descending,
                 sums: self.sums,
             },
         );

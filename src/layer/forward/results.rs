@@ -170,9 +170,7 @@ impl<E: Element, C: Cell> Kernel<E> for FinishRows<'_, '_, '_, E, C> {
             row: rows.start,
             unit,
         };
-        // A level that does not fuse is not there for speed: no pairs, for the sake of the module's size.
-        // Miri, which knows no other level, shall see them.
-        while (S::FUSED || cfg!(miri)) && down.tables.rows() >= 2 {
+        while S::FOR_SPEED && down.tables.rows() >= 2 {
             let pre = [
                 load_slots(s, C::SLOTS, sums),
                 load_slots(s, C::SLOTS, &sums[row_len..]),

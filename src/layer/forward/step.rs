@@ -7,7 +7,7 @@ use super::results::{FinishRows, InRow, Mask, Results, finish, load_slots};
 use crate::cell::{Cell, MAX_SLOTS, Slots};
 use crate::error::Result;
 use crate::gemm::kernel::{Begin, Joint, Product, Rows, Term, multiply};
-use crate::gemm::pack::Panels;
+use crate::gemm::pack::{Panels, following, groups};
 use crate::gemm::relay::RelayEnd;
 use crate::gemm::row::add_panels;
 use crate::gemm::strips::Line;
@@ -48,8 +48,7 @@ impl Tiling {
 /// the weights of the next are asked for while the cell is computed. Measured for LSTM and GRU on a Zen 4:
 /// with 32 registers 4 to 6 sums are enough; with 16 their vectors are half as long, and 8 to 12 are better
 /// as long as U is near. Pairs of bfloat16 are half the bytes and twice the work, and want more. Four panels
-/// of one or two slots are a guess for MGU and vanilla cells. A level that does not fuse is not there for
-/// speed: one, for the sake of the module's size.
+/// of one or two slots are a guess for MGU and vanilla cells.
 fn panels_at_once<E: Element, S: Simd<E>, C: Cell>(
     fed: usize,
     hidden: usize,
@@ -61,7 +60,7 @@ fn panels_at_once<E: Element, S: Simd<E>, C: Cell>(
     let near = gates * hidden * hidden * size_of::<E>() <= NEAR;
     let few_registers = S::REGISTERS < 32;
     match fed {
-        _ if !S::FUSED => 1,
+        _ if !S::FOR_SPEED => 1,
         4.. if short || (few_registers && near) => 2,
         4.. => 1,
         _ if C::INPUT == 3 && !few_registers => 2,
@@ -74,7 +73,7 @@ fn panels_at_once<E: Element, S: Simd<E>, C: Cell>(
 /// The most that [`panels_at_once`] may say: as many are compiled.
 const fn most_panels<E: Element, S: Simd<E>, C: Cell>() -> usize {
     match C::INPUT {
-        _ if !S::FUSED => 1,
+        _ if !S::FOR_SPEED => 1,
         4.. => 2,
         _ => 4,
     }
@@ -103,6 +102,7 @@ pub(super) struct Step<'s, E, C> {
     pub(super) hidden: usize,
     pub(super) sums: &'s mut [E],
     pub(super) pending: &'s mut [E],
+    pub(super) descending: &'s mut bool,
     pub(super) results: Results<'s, E>,
     pub(super) meter: &'s Meter<'s>,
 }
@@ -158,6 +158,8 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
     ) -> Result<()> {
         let (rows, hidden) = (self.results.strips.rows(), self.hidden);
         let (recurrent, next) = operand.sides(rows);
+        // Back and forth: what was read last is read first.
+        *self.descending = !*self.descending && self.weights.recurrent.are_far();
         if C::CANDIDATE.is_empty() {
             self.pass(
                 s,
@@ -217,42 +219,55 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             _ => C::SLOTS,
         };
         let work = blocks * slots * S::LANES * (self.features + self.hidden);
-        if rows == 1 && !self.weights.is_short() {
+        let descending = self.descends::<S>();
+        if rows == 1 && !self.weights.is_short() && S::FOR_SPEED {
             let meter = self.meter;
             let (mut single, mut line) = self.single::<S>(stage, 0);
-            let mut panel = first;
-            while panel < end {
-                let count = single.panels::<S, false>(s, panel, &mut line, stage, &mut operands);
-                meter.spend(count * work)?;
-                panel += count;
+            for group in groups(first..end, single.at_once, descending) {
+                let mut panel = group.start;
+                while panel < group.end {
+                    let count =
+                        single.panels::<S, false>(s, panel, &mut line, stage, &mut operands);
+                    meter.spend(count * work)?;
+                    panel += count;
+                }
             }
             return Ok(());
         }
         if self.weights.is_short() {
             // No tile reads pairs of bfloat16: rows take turns, so that a panel comes to the nearest cache once.
-            let mut panel = first;
-            while panel < end {
-                let mut count = 0;
-                for r in 0..rows {
-                    let mut operands = operands.row(r, self.features);
-                    let (mut single, mut line) = self.single::<S>(stage, r);
-                    count = single.panels::<S, true>(s, panel, &mut line, stage, &mut operands);
+            let at_once = self.single::<S>(stage, 0).0.at_once;
+            for group in groups(first..end, at_once, descending) {
+                let mut panel = group.start;
+                while panel < group.end {
+                    let mut count = 0;
+                    for r in 0..rows {
+                        let mut operands = operands.row(r, self.features);
+                        let (mut single, mut line) = self.single::<S>(stage, r);
+                        count = single.panels::<S, true>(s, panel, &mut line, stage, &mut operands);
+                    }
+                    self.meter.spend(rows * count * work)?;
+                    panel += count;
                 }
-                self.meter.spend(rows * count * work)?;
-                panel += count;
             }
             return Ok(());
         }
-        for panel in first..end {
+        for panel in groups(first..end, 1, descending).flatten() {
             let mut done = 0;
             while done < rows {
-                let group = done..rows.min(done + ROWS_AT_ONCE);
-                done = group.end;
-                self.rows(s, panel, group, stage, &mut operands);
+                let some = done..rows.min(done + ROWS_AT_ONCE);
+                done = some.end;
+                self.rows(s, panel, some, stage, &mut operands);
             }
             self.meter.spend(rows * work)?;
         }
         Ok(())
+    }
+
+    /// Whether this step takes panels from the last to the first.
+    #[inline(always)]
+    fn descends<S: Simd<E>>(&self) -> bool {
+        S::FOR_SPEED && *self.descending
     }
 
     /// Row `r` by itself, and where it is in every table.
@@ -373,8 +388,8 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         }
     }
 
-    /// What some rows of a panel ask for: as much of the next one, of the next step's first after the last, as
-    /// they are of all rows.
+    /// What some rows of a panel ask for: as much of the next one as they are of all rows. The next step begins
+    /// with the panel that this one ends with.
     #[inline(always)]
     fn ahead<'p, S: Simd<E>>(
         &self,
@@ -382,11 +397,13 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         panel: usize,
         rows: &Range<usize>,
     ) -> &'p [E] {
-        if !panels.are_far(S::REGISTERS) {
+        if !panels.are_far() {
             return &[];
         }
         let Tiling { first, end, .. } = self.tiling;
-        let next = if panel + 1 < end { panel + 1 } else { first };
+        let Some(next) = following(panel, &(first..end), self.descends::<S>()) else {
+            return &[];
+        };
         let (len, all) = (panels.panel_len(), self.results.strips.rows());
         panels.ahead(next, len * rows.start / all..len * rows.end / all)
     }

@@ -87,6 +87,7 @@ impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
                 hidden: share.hidden,
                 sums: &mut share.space.sums,
                 pending: &mut share.space.pending,
+                descending: &mut share.space.descending,
                 results: Results::new::<C>(
                     schedule,
                     &own,

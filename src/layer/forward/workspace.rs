@@ -25,6 +25,8 @@ pub struct Workspace<E> {
     pub(super) chunk: Buffer<E>,
     /// [chunk rows, I] x of a chunk of steps.
     pub(super) chunk_input: Buffer<E>,
+    /// Whether the last step took panels from the last to the first, as every other one does where they are far.
+    pub(super) descending: bool,
 }
 
 impl<E: Element> Workspace<E> {
@@ -46,6 +48,7 @@ impl<E: Element> Workspace<E> {
             sums: Buffer::stale(rows.min(ROWS_AT_ONCE) * MAX_SLOTS * lanes.lanes, what)?,
             chunk: Buffer::stale(product(&[chunk, units, spec.input], what)?, what)?,
             chunk_input: Buffer::stale(product(&[chunk, features], what)?, what)?,
+            descending: false,
         })
     }
 }
