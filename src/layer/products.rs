@@ -73,15 +73,19 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Columns of dpre that are packed side by side: whole vectors, and whole tiles of every usual height;
-    /// or those of a single tile, which then stays in L1 beside its right operand, where panels of that are
-    /// two vectors of eight and enough of them pay for the packing. (On a Zen 4 with AVX2 training was 0 to
-    /// 3 % faster from I + H = 512 on, and no faster at 192.)
+    /// Columns of dpre that are packed side by side: whole vectors, and whole tiles of every usual height; or
+    /// those of a single tile, which then come to the nearest cache from front to back, where there are enough
+    /// panels of the right operand to pay for the packing. (From I + H = 512 on training was 0 to 3 % faster on a
+    /// Zen 4 with AVX2, these products 8 to 13 % on an Intel with AVX-512; at 192 neither.)
     #[inline(always)]
     fn block_columns<E: Element, S: Simd<E>>(self) -> usize {
         const ENOUGH: usize = 512;
-        let alone = S::REGISTERS < 32 && S::LANES == 8 && self.features + self.hidden >= ENOUGH;
-        if alone { max_rows(S::REGISTERS, 2) } else { 48 }
+        let alone = S::LANES >= 8 && self.features + self.hidden >= ENOUGH;
+        if alone {
+            max_rows(S::REGISTERS, columns_per_panel(S::REGISTERS))
+        } else {
+            48
+        }
     }
 }
 
@@ -120,13 +124,29 @@ pub struct ProductShare<'a, E> {
 pub struct ProductSpace<E> {
     /// [m, rows] dpre, block by block.
     left: Buffer<E>,
-    /// [rows, panel width] the right operand.
+    /// [panels at once, rows, panel width] the right operand.
     right: Buffer<E>,
     /// [tile rows, panel width] sums of a panel that is wider than what is left.
     sums: Buffer<E>,
 }
 
 impl<E: Element> ProductSpace<E> {
+    /// Values of a panel that a first-level cache holds.
+    const NEAR: usize = (32 << 10) / size_of::<E>();
+    /// Values of panels that should stay in L2.
+    const FAR: usize = PANEL_BYTES / size_of::<E>();
+
+    /// How many panels of so many values a block of dpre meets before the next block does. Those of one that is
+    /// near stay there while all blocks pass; others come from L2 for every tile in any case, and it is dpre that
+    /// should not come from further away for each.
+    fn panels_at_once(&self, panel: usize) -> usize {
+        if panel > Self::NEAR {
+            (self.right.len() / panel).max(1)
+        } else {
+            1
+        }
+    }
+
     /// For chunks of at most `rows` rows, shared by `parts` workers.
     pub fn new(lanes: Lanes, rows: usize, extent: Extent, parts: usize) -> Result<Self> {
         let what = "the workspace of the weight gradients";
@@ -138,9 +158,13 @@ impl<E: Element> ProductSpace<E> {
         } else {
             product(&[rows, m], what)?
         };
+        let mut right = product(&[rows, width], what)?;
+        if right > Self::NEAR {
+            right = right.max(Self::FAR);
+        }
         Ok(Self {
             left: Buffer::stale(packed, what)?,
-            right: Buffer::stale(product(&[rows, width], what)?, what)?,
+            right: Buffer::stale(right, what)?,
             sums: Buffer::stale(MAX_ROWS * MAX_VECTORS * lanes.lanes, what)?,
         })
     }
@@ -322,14 +346,23 @@ impl<E: Element> ProductShare<'_, E> {
             self.pack_left(s, &pre);
         }
         let sign = if self.chunk.ascending { 1 } else { -1 };
-        for column in (0..n).step_by(per_panel) {
+        let at_once = self.space.panels_at_once(rows * per_panel);
+        // (columns, vectors, whether it is packed) of the panel that begins at a column
+        let panel = |column: usize| {
             let columns = per_panel.min(n - column);
             let vectors = columns.div_ceil(S::LANES);
-            let width = vectors * S::LANES;
-            let whole = columns == width;
+            let whole = columns == vectors * S::LANES;
             let packed = !whole || n * size_of::<E>() >= FAR_APART;
-            if packed {
-                self.pack_right(s, &right[column..], n, columns, width);
+            (columns, vectors, packed)
+        };
+        for begin in (0..n).step_by(at_once * per_panel) {
+            let group = begin..n.min(begin + at_once * per_panel);
+            for (k, column) in group.clone().step_by(per_panel).enumerate() {
+                let (columns, vectors, packed) = panel(column);
+                if packed {
+                    let from = (&right[column..], n);
+                    self.pack_right(s, from, columns, vectors * S::LANES, k * rows * per_panel);
+                }
             }
             for block in blocks(m, self.extent.block_columns::<E, S>()) {
                 // Directly read operands may run backwards; packed ones were packed that way.
@@ -340,35 +373,46 @@ impl<E: Element> ProductShare<'_, E> {
                     let block_len = block.len() as isize;
                     (&self.space.left[block.start * rows..], block_len)
                 };
-                let (panel, panel_stride): (&[E], isize) = if packed {
-                    (&self.space.right, width as isize)
-                } else {
-                    (&right[column..], sign * n as isize)
-                };
-                for tile in tiles(block.len(), most) {
-                    let a = Rows {
-                        values: &left[tile.start..],
-                        row_stride: 1,
-                        depth_stride,
+                for (k, column) in group.clone().step_by(per_panel).enumerate() {
+                    let (columns, vectors, packed) = panel(column);
+                    let (panel, panel_stride): (&[E], isize) = if packed {
+                        let width = vectors * S::LANES;
+                        (&self.space.right[k * rows * per_panel..], width as isize)
+                    } else {
+                        (&right[column..], sign * n as isize)
                     };
-                    let first = block.start + tile.start;
-                    let after = first + tile.len();
-                    // The sums of the next tile come from far away: ask for them now.
-                    for r in after..(after + tile.len()).min(m) {
-                        s.prefetch(&out[r * n + column..][..columns]);
+                    for tile in tiles(block.len(), most) {
+                        let a = Rows {
+                            values: &left[tile.start..],
+                            row_stride: 1,
+                            depth_stride,
+                        };
+                        let first = block.start + tile.start;
+                        // The sums of the next tile come from far away: ask for them now.
+                        let (next, next_column) = if tile.end < block.len() {
+                            (block.start + tile.end, column)
+                        } else if column + per_panel < group.end {
+                            (block.start, column + per_panel)
+                        } else {
+                            (block.end, group.start)
+                        };
+                        for r in next..(next + tile.len()).min(m) {
+                            let columns = per_panel.min(n - next_column);
+                            s.prefetch(&out[r * n + next_column..][..columns]);
+                        }
+                        multiply_into(
+                            s,
+                            (tile.len(), vectors, columns),
+                            (rows, a),
+                            (panel, panel_stride, &[]),
+                            (&mut out[first * n + column..], n),
+                            false,
+                            &mut self.space.sums,
+                        );
                     }
-                    multiply_into(
-                        s,
-                        (tile.len(), vectors, columns),
-                        (rows, a),
-                        (panel, panel_stride),
-                        (&mut out[first * n + column..], n),
-                        false,
-                        &mut self.space.sums,
-                    );
                 }
             }
-            self.meter.spend(rows * m * width)?;
+            self.meter.spend(rows * m * group.len())?;
         }
         Ok(())
     }
@@ -389,8 +433,7 @@ impl<E: Element> ProductShare<'_, E> {
             for block in blocks(pre.len(), self.extent.block_columns::<E, S>()) {
                 let to = &mut self.space.left[block.start * chunk.rows..];
                 // A whole vector where the block has room for it: what is too much the next row overwrites.
-                let narrow = S::REGISTERS < 32 && block.len() < S::LANES;
-                let whole = narrow && block.start + S::LANES <= pre.len();
+                let whole = block.len() < S::LANES && block.start + S::LANES <= pre.len();
                 for k in first..(first + BURST).min(chunk.rows) {
                     let from = &chunk.pre[chunk.met(k) * stride + pre.start + block.start..];
                     let to = &mut to[k * block.len()..];
@@ -404,19 +447,19 @@ impl<E: Element> ProductShare<'_, E> {
         }
     }
 
-    /// Some columns of the right operand, row after row in the order met, zeros beyond.
+    /// Some columns of the right operand, row after row in the order met, zeros beyond; to `at` in `space.right`.
     #[inline(always)]
     fn pack_right<S: Simd<E>>(
         &mut self,
         s: S,
-        right: &[E],
-        stride: usize,
+        (right, stride): (&[E], usize),
         columns: usize,
         width: usize,
+        at: usize,
     ) {
         for k in 0..self.chunk.rows {
             let from = self.chunk.met(k) * stride;
-            let to = &mut self.space.right[k * width..(k + 1) * width];
+            let to = &mut self.space.right[at + k * width..][..width];
             copy(s, &right[from..from + columns], to);
             to[columns..].fill(E::ZERO);
         }
@@ -475,6 +518,11 @@ impl<E: Element> ProductShare<'_, E> {
             for begin in (0..panels.depth()).step_by(block) {
                 let depth = block.min(panels.depth() - begin);
                 let weights = &panels.from_panel(panel)[begin * width..];
+                // Of the last block of a panel it is what the next panel begins with.
+                let next =
+                    panels.ahead(panel, (begin + depth) * width..(begin + 2 * depth) * width);
+                let next = if panels.are_far() { next } else { &[] };
+                let at = |row: usize| next.len() * row / rows.len();
                 for tile in tiles(rows.len(), max_rows(S::REGISTERS, vectors)) {
                     let values = &self.chunk.pre[(rows.start + tile.start) * stride + begin..];
                     let a = Rows {
@@ -489,7 +537,7 @@ impl<E: Element> ProductShare<'_, E> {
                         s,
                         shape,
                         (depth, a),
-                        (weights, width as isize),
+                        (weights, width as isize, &next[at(tile.start)..at(tile.end)]),
                         (to, n),
                         fresh,
                         &mut self.space.sums,
@@ -525,13 +573,14 @@ fn copy<E: Element, S: Simd<E>>(s: S, from: &[E], to: &mut [E]) {
 }
 
 /// A tile's product straight into a matrix, or by way of `space` where the panel is wider than what is
-/// left of the matrix: (rows, vectors, columns of them that exist), (depth, left), right, (to, stride).
+/// left of the matrix: (rows, vectors, columns of them that exist), (depth, left), (right, its stride, what
+/// follows it), (to, stride).
 #[inline(always)]
 fn multiply_into<E: Element, S: Simd<E>>(
     s: S,
     (rows, vectors, columns): (usize, usize, usize),
     (depth, a): (usize, Rows<'_, E>),
-    (panel, panel_stride): (&[E], isize),
+    (panel, panel_stride, ahead): (&[E], isize, &[E]),
     (to, stride): (&mut [E], usize),
     fresh: bool,
     space: &mut [E],
@@ -560,7 +609,7 @@ fn multiply_into<E: Element, S: Simd<E>>(
                 a,
                 panel,
                 panel_stride,
-                ahead: &[],
+                ahead,
             }],
             sums,
             sums_stride,
