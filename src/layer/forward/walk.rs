@@ -66,58 +66,60 @@ impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
         };
         let mut done = 0;
         while done < count {
-            // As far as to the next checkpoint; one that is due here is kept.
-            let passed = done % share.distance;
-            let left = (count - done).min(share.distance - passed);
-            if passed == 0
-                && let Some(kept) = &mut share.fields.checkpoints
-            {
-                kept.keep(done / share.distance, &share.fields.state, &own);
-            }
             let chunk = match capacity {
-                0 => left,
-                _ => (capacity / own.len()).min(left),
+                0 => count - done,
+                _ => (capacity / own.len()).min(count - done),
             };
-            // Made anew for each chunk: it borrows the state, which is read above.
-            let mut step = Step {
-                cell,
-                tiling,
-                weights: share.weights,
-                features,
-                hidden: share.hidden,
-                sums: &mut share.space.sums,
-                pending: &mut share.space.pending,
-                descending: &mut share.space.descending,
-                results: Results::new::<C>(
-                    schedule,
-                    &own,
-                    &share.units,
-                    &mut share.fields,
-                    (share.mask, share.hidden),
-                ),
-                meter: &share.meter,
-            };
-            let steps = (done..done + chunk).map(in_order);
+            let end = done + chunk;
             let mut total = 0;
             if capacity > 0 {
-                total = s.enter(FillChunk(&mut ahead, steps.clone()))?;
+                total = s.enter(FillChunk(&mut ahead, (done..end).map(in_order)))?;
             }
             let mut first = 0;
-            for t in steps {
-                let rows = active(schedule, &own, t);
-                if rows > 0 {
-                    let input = if capacity > 0 {
-                        Input::Ahead(ahead.chunk, first, total)
-                    } else {
-                        let x = (schedule.rows(t).start + own.start) * features;
-                        Input::Rows(&share.input[x..x + rows * features])
-                    };
-                    step.results.strips.seek(t, rows);
-                    step.run(s, input, operand, reset_operand)?;
+            while done < end {
+                // As far as to the next checkpoint; one that is due here is kept.
+                let passed = done % share.distance;
+                let left = (end - done).min(share.distance - passed);
+                if passed == 0
+                    && let Some(kept) = &mut share.fields.checkpoints
+                {
+                    kept.keep(done / share.distance, &share.fields.state, &own);
                 }
-                first += rows;
+                // Made anew each time: it borrows the state, which is read above.
+                let mut step = Step {
+                    cell,
+                    tiling,
+                    weights: share.weights,
+                    features,
+                    hidden: share.hidden,
+                    sums: &mut share.space.sums,
+                    pending: &mut share.space.pending,
+                    descending: &mut share.space.descending,
+                    results: Results::new::<C>(
+                        schedule,
+                        &own,
+                        &share.units,
+                        &mut share.fields,
+                        (share.mask, share.hidden),
+                    ),
+                    meter: &share.meter,
+                };
+                for t in (done..done + left).map(in_order) {
+                    let rows = active(schedule, &own, t);
+                    if rows > 0 {
+                        let input = if capacity > 0 {
+                            Input::Ahead(ahead.chunk, first, total)
+                        } else {
+                            let x = (schedule.rows(t).start + own.start) * features;
+                            Input::Rows(&share.input[x..x + rows * features])
+                        };
+                        step.results.strips.seek(t, rows);
+                        step.run(s, input, operand, reset_operand)?;
+                    }
+                    first += rows;
+                }
+                done += left;
             }
-            done += chunk;
         }
         Ok(())
     }
