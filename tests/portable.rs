@@ -1098,17 +1098,21 @@ fn gate_products_beyond_their_operands_panic() {
     let (team, matrix) = (Team::assemble(1, &watch), vec![0f32; 2 * 3 * columns]);
     let panels =
         Panels::by_column(&team, &matrix, &[0, 1], (3, columns), lanes, 2).expect("memory");
-    let refused = |gates, row: usize, range, room: usize| {
-        let (a, mut sums) = (vec![0f32; row], vec![0f32; room]);
-        let product = GateProduct {
-            gates,
-            a: &a,
-            panels: &panels,
-            range,
-            descending: false,
-            sums: &mut sums,
-        };
-        panics(|| multiply_row(Portable, product))
+    let refused = |gates, row: usize, range: Range<usize>, room: usize| {
+        let either = [false, true].map(|descending| {
+            let (a, mut sums) = (vec![0f32; row], vec![0f32; room]);
+            let product = GateProduct {
+                gates,
+                a: &a,
+                panels: &panels,
+                range: range.clone(),
+                descending,
+                sums: &mut sums,
+            };
+            panics(|| multiply_row(Portable, product))
+        });
+        assert_eq!(either[0], either[1]);
+        either[0]
     };
     assert!(!refused(2, 6, 0..2, columns));
     assert!(!refused(3, 6, 0..2, columns) && !refused(1, 6, 1..2, lanes));

@@ -440,12 +440,12 @@ impl<E: Element> Ahead<E> {
 }
 
 /// Whether tiles ask for what is read next, wherever there is an instruction for it.
-pub const ASKS_AHEAD: bool = cfg!(target_arch = "x86_64");
+const ASKS_AHEAD: bool = cfg!(target_arch = "x86_64");
 
-/// Whether a tile is one of those that many rows are cut into: at least two thirds as high as can be. The others
-/// need not ask, for the sake of the module's size.
+/// Whether a tile is one of those that many rows are cut into: at least half as high as can be. The others need
+/// not ask, for the sake of the module's size.
 const fn is_tall<const R: usize, const P: usize>(registers: usize) -> bool {
-    P > 1 && 3 * R >= 2 * max_rows(registers, P)
+    P > 1 && 2 * R >= max_rows(registers, P)
 }
 
 /// Whether a register is left beside sums and operands. Otherwise the sums must stay
@@ -480,7 +480,9 @@ unsafe fn add_each<E: Element, S: Simd<E>, const R: usize, const P: usize>(
                 s.prefetch_far(ahead.next);
                 ahead.next = ahead.next.wrapping_add(LINE / size_of::<E>());
             }
-            ahead.next = ahead.next.min(ahead.end);
+            if ahead.next >= ahead.end {
+                ahead.lines = 0;
+            }
         }
         left_over -= at_once;
         // Several k at a time: what counts, moves pointers and forms addresses is then little beside the
@@ -506,7 +508,8 @@ unsafe fn add_each<E: Element, S: Simd<E>, const R: usize, const P: usize>(
 /// How many k the product loop takes at a time.
 pub(super) const UNROLLED: usize = 4;
 
-/// How many k there are from one time that a tile asks for lines to the next.
+/// How many k there are from one time that a tile asks for lines to the next. (On an Intel with AVX-512 16 were
+/// up to a tenth slower where rows are few.)
 const ASKED_EVERY: usize = 8;
 
 /// `sum[r][p] + a[r] * panel[p]`.

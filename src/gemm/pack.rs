@@ -19,8 +19,8 @@ use crate::memory::{Buffer, product};
 use crate::parallel::Team;
 use crate::simd::{Element, Kernel, Level, Simd, Vector};
 
-/// Bytes of packed weights that a second-level cache does not keep from one step to the next, beside all else.
-/// Measured on an Intel with 2 MB of it, where asking gained 6 % at 1 MB of W and of U and nothing at 768 KB, and on
+/// Bytes of packed weights that a second-level cache may not keep from one step to the next, beside all else.
+/// Measured for [asking ahead](crate::gemm::kernel::Term::ahead) on an Intel with 2 MB of it, where asking gained 6 % at 1 MB of W and of U and nothing at 768 KB, and on
 /// a Zen 3 with 512 KB of a faster third level, where it gained nothing up to 1 MB, and lost nothing.
 const FAR: usize = 3 << 18;
 
@@ -255,7 +255,7 @@ impl<E: Element> Panels<E> {
         self.vectors(panel) * self.lanes
     }
 
-    /// Whether no second-level cache keeps them from one step to the next. Tiles then
+    /// Whether a second-level cache may not keep them from one step to the next. Tiles then
     /// [ask](crate::gemm::kernel::Term::ahead) for what they read next, and panels are walked back and forth.
     #[inline(always)]
     pub fn are_far(&self) -> bool {
@@ -277,11 +277,35 @@ impl<E: Element> Panels<E> {
     }
 }
 
-/// Panels in an order to be walked in: all of them or, when `descending`, groups of `at_once` (a power of two)
-/// from the last group to the first, each of which is walked upwards.
+/// Which way a worker walks through panels: always upwards, or back and forth where they are far.
 ///
 /// Walked back and forth, weights leave in every cache what is read first the next time; walked always the same
 /// way, they leave nothing of use in a cache that does not hold them all.
+#[derive(Default)]
+pub struct Turns {
+    descending: bool,
+}
+
+impl Turns {
+    /// Another walk begins: the other way, if panels are far.
+    #[inline(always)]
+    pub fn turn(&mut self, far: bool) {
+        self.descending = far && !self.descending;
+    }
+
+    /// Whether this walk goes from the last panel to the first. Known to the compiler where a level is not there
+    /// for speed, which then has no such walk.
+    #[inline(always)]
+    pub fn descending<E: Element, S: Simd<E>>(&self, _s: S) -> bool {
+        S::FOR_SPEED && self.descending
+    }
+}
+
+/// Panels in an order to be walked in: all of them or, when `descending`, groups of `at_once` (a power of two)
+/// from the last group to the first, each of which is walked upwards.
+///
+/// # Panics
+/// When `at_once` is no power of two.
 #[inline(always)]
 pub fn groups(
     panels: Range<usize>,
@@ -289,7 +313,7 @@ pub fn groups(
     descending: bool,
 ) -> impl Iterator<Item = Range<usize>> {
     // A step of a single row would notice a division.
-    debug_assert!(at_once.is_power_of_two());
+    assert!(at_once.is_power_of_two());
     let first = panels.start;
     let behind = (panels.len().max(1) - 1) & !(at_once - 1);
     let begin = if descending { first + behind } else { first };

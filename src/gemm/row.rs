@@ -213,7 +213,7 @@ pub struct GateProduct<'a, E> {
     pub panels: &'a Panels<E>,
     /// Which of the panels.
     pub range: Range<usize>,
-    /// From the last of them to the first.
+    /// Whether they are taken from the last to the first.
     pub descending: bool,
     /// The columns of these panels, one panel after the other; beyond the matrix zeros.
     pub sums: &'a mut [E],

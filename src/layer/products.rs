@@ -76,7 +76,8 @@ impl Extent {
     /// Columns of dpre that are packed side by side: whole vectors, and whole tiles of every usual height; or
     /// those of a single tile, which then come to the nearest cache from front to back, where there are enough
     /// panels of the right operand to pay for the packing. (From I + H = 512 on training was 0 to 3 % faster on a
-    /// Zen 4 with AVX2, these products 8 to 13 % on an Intel with AVX-512; at 192 neither.)
+    /// Zen 4 with AVX2, these products 8 to 13 % on an Intel with AVX-512; at 192 neither. An operand of one vector
+    /// then has tiles of half the height that it could have; beside H of 500 it is little.)
     #[inline(always)]
     fn block_columns<E: Element, S: Simd<E>>(self) -> usize {
         const ENOUGH: usize = 512;
@@ -131,16 +132,17 @@ pub struct ProductSpace<E> {
 }
 
 impl<E: Element> ProductSpace<E> {
-    /// Values of a panel that a first-level cache holds.
-    const NEAR: usize = (32 << 10) / size_of::<E>();
-    /// Values of panels that should stay in L2.
-    const FAR: usize = PANEL_BYTES / size_of::<E>();
+    /// Values of a panel that a first-level cache holds. A guess: on the Intel that panels at once were measured
+    /// on it is 48 KB, and panels were 64.
+    const IN_L1: usize = (32 << 10) / size_of::<E>();
+    /// Values of several panels that should stay in L2.
+    const IN_L2: usize = PANEL_BYTES / size_of::<E>();
 
-    /// How many panels of so many values a block of dpre meets before the next block does. Those of one that is
-    /// near stay there while all blocks pass; others come from L2 for every tile in any case, and it is dpre that
+    /// How many panels of so many values a block of dpre meets before the next block does. A panel that L1 holds
+    /// stays there while all blocks pass; others come from L2 for every tile in any case, and it is dpre that
     /// should not come from further away for each.
-    fn panels_at_once(&self, panel: usize) -> usize {
-        if panel > Self::NEAR {
+    fn panels_a_block(&self, panel: usize) -> usize {
+        if panel > Self::IN_L1 {
             (self.right.len() / panel).max(1)
         } else {
             1
@@ -159,8 +161,9 @@ impl<E: Element> ProductSpace<E> {
             product(&[rows, m], what)?
         };
         let mut right = product(&[rows, width], what)?;
-        if right > Self::NEAR {
-            right = right.max(Self::FAR);
+        if right > Self::IN_L1 {
+            let panels = extent.features.max(extent.hidden).div_ceil(width);
+            right = right.max(Self::IN_L2.min(right.saturating_mul(panels)));
         }
         Ok(Self {
             left: Buffer::stale(packed, what)?,
@@ -324,6 +327,15 @@ impl<E: Element> ProductShare<'_, E> {
         self.extent.slots * self.extent.hidden
     }
 
+    /// dW or dU, or some rows of it:
+    ///
+    /// ```text
+    /// for group of panels of `right`       one that stays in L1, or as many as stay in L2
+    ///   for block of columns of dpre       rows of `out`
+    ///     for panel in group
+    ///       for tile in block
+    ///         out[tile, panel] += sum over rows of the chunk, in the order met, of dpre * right
+    /// ```
     #[inline(always)]
     fn weights<S: Simd<E>>(
         &mut self,
@@ -346,22 +358,16 @@ impl<E: Element> ProductShare<'_, E> {
             self.pack_left(s, &pre);
         }
         let sign = if self.chunk.ascending { 1 } else { -1 };
-        let at_once = self.space.panels_at_once(rows * per_panel);
-        // (columns, vectors, whether it is packed) of the panel that begins at a column
-        let panel = |column: usize| {
-            let columns = per_panel.min(n - column);
-            let vectors = columns.div_ceil(S::LANES);
-            let whole = columns == vectors * S::LANES;
-            let packed = !whole || n * size_of::<E>() >= FAR_APART;
-            (columns, vectors, packed)
-        };
+        let at_once = self.space.panels_a_block(rows * per_panel);
         for begin in (0..n).step_by(at_once * per_panel) {
             let group = begin..n.min(begin + at_once * per_panel);
-            for (k, column) in group.clone().step_by(per_panel).enumerate() {
-                let (columns, vectors, packed) = panel(column);
-                if packed {
+            let panels = || group.clone().step_by(per_panel).enumerate();
+            for (k, column) in panels() {
+                let cut = Cut::of::<E, S>(n, per_panel, column);
+                if cut.packed {
                     let from = (&right[column..], n);
-                    self.pack_right(s, from, columns, vectors * S::LANES, k * rows * per_panel);
+                    let width = cut.vectors * S::LANES;
+                    self.pack_right(s, from, (cut.columns, width), k * rows * per_panel);
                 }
             }
             for block in blocks(m, self.extent.block_columns::<E, S>()) {
@@ -373,10 +379,10 @@ impl<E: Element> ProductShare<'_, E> {
                     let block_len = block.len() as isize;
                     (&self.space.left[block.start * rows..], block_len)
                 };
-                for (k, column) in group.clone().step_by(per_panel).enumerate() {
-                    let (columns, vectors, packed) = panel(column);
-                    let (panel, panel_stride): (&[E], isize) = if packed {
-                        let width = vectors * S::LANES;
+                for (k, column) in panels() {
+                    let cut = Cut::of::<E, S>(n, per_panel, column);
+                    let (panel, panel_stride): (&[E], isize) = if cut.packed {
+                        let width = cut.vectors * S::LANES;
                         (&self.space.right[k * rows * per_panel..], width as isize)
                     } else {
                         (&right[column..], sign * n as isize)
@@ -387,22 +393,21 @@ impl<E: Element> ProductShare<'_, E> {
                             row_stride: 1,
                             depth_stride,
                         };
-                        let first = block.start + tile.start;
+                        let (first, after) = (block.start + tile.start, block.start + tile.end);
                         // The sums of the next tile come from far away: ask for them now.
-                        let (next, next_column) = if tile.end < block.len() {
-                            (block.start + tile.end, column)
+                        let (next, at) = if tile.end < block.len() {
+                            (after, column)
                         } else if column + per_panel < group.end {
                             (block.start, column + per_panel)
                         } else {
                             (block.end, group.start)
                         };
                         for r in next..(next + tile.len()).min(m) {
-                            let columns = per_panel.min(n - next_column);
-                            s.prefetch(&out[r * n + next_column..][..columns]);
+                            s.prefetch(&out[r * n + at..][..per_panel.min(n - at)]);
                         }
                         multiply_into(
                             s,
-                            (tile.len(), vectors, columns),
+                            (tile.len(), cut.vectors, cut.columns),
                             (rows, a),
                             (panel, panel_stride, &[]),
                             (&mut out[first * n + column..], n),
@@ -411,8 +416,8 @@ impl<E: Element> ProductShare<'_, E> {
                         );
                     }
                 }
+                self.meter.spend(rows * block.len() * group.len())?;
             }
-            self.meter.spend(rows * m * group.len())?;
         }
         Ok(())
     }
@@ -432,7 +437,7 @@ impl<E: Element> ProductShare<'_, E> {
         for first in (0..chunk.rows).step_by(BURST) {
             for block in blocks(pre.len(), self.extent.block_columns::<E, S>()) {
                 let to = &mut self.space.left[block.start * chunk.rows..];
-                // A whole vector where the block has room for it: what is too much the next row overwrites.
+                // A whole vector where the block has room for it: what is too much the next rows overwrite.
                 let whole = block.len() < S::LANES && block.start + S::LANES <= pre.len();
                 for k in first..(first + BURST).min(chunk.rows) {
                     let from = &chunk.pre[chunk.met(k) * stride + pre.start + block.start..];
@@ -453,8 +458,7 @@ impl<E: Element> ProductShare<'_, E> {
         &mut self,
         s: S,
         (right, stride): (&[E], usize),
-        columns: usize,
-        width: usize,
+        (columns, width): (usize, usize),
         at: usize,
     ) {
         for k in 0..self.chunk.rows {
@@ -514,14 +518,17 @@ impl<E: Element> ProductShare<'_, E> {
             let width = vectors * S::LANES;
             let column = panel * panels.vectors(0) * S::LANES;
             let columns = width.min(n - column);
-            let block = (PANEL_BYTES / (width * size_of::<E>())).max(1);
+            let block = (PANEL_BYTES / (width * size_of::<E>())).clamp(1, panels.depth().max(1));
             for begin in (0..panels.depth()).step_by(block) {
                 let depth = block.min(panels.depth() - begin);
                 let weights = &panels.from_panel(panel)[begin * width..];
-                // Of the last block of a panel it is what the next panel begins with.
-                let next =
-                    panels.ahead(panel, (begin + depth) * width..(begin + 2 * depth) * width);
-                let next = if panels.are_far() { next } else { &[] };
+                // As much, a block further on.
+                let next = (begin + block) * width..(begin + block + depth) * width;
+                let next = if panels.are_far() {
+                    panels.ahead(panel, next)
+                } else {
+                    &[]
+                };
                 let at = |row: usize| next.len() * row / rows.len();
                 for tile in tiles(rows.len(), max_rows(S::REGISTERS, vectors)) {
                     let values = &self.chunk.pre[(rows.start + tile.start) * stride + begin..];
@@ -547,6 +554,31 @@ impl<E: Element> ProductShare<'_, E> {
             }
         }
         Ok(())
+    }
+}
+
+/// A panel of the right operand.
+struct Cut {
+    /// Those that exist.
+    columns: usize,
+    vectors: usize,
+    /// Whether it is packed before it is read.
+    packed: bool,
+}
+
+impl Cut {
+    /// The panel from `column` on, of `per_panel` columns of n at most.
+    #[inline(always)]
+    fn of<E: Element, S: Simd<E>>(n: usize, per_panel: usize, column: usize) -> Self {
+        let columns = per_panel.min(n - column);
+        let vectors = columns.div_ceil(S::LANES);
+        let whole = columns == vectors * S::LANES;
+        let packed = !whole || n * size_of::<E>() >= FAR_APART;
+        Self {
+            columns,
+            vectors,
+            packed,
+        }
     }
 }
 

@@ -205,8 +205,8 @@ impl Walk {
     }
 }
 
-/// The product loop takes four k at a time.
-const DEPTHS: [usize; 5] = [0, 1, 3, 4, 5];
+/// The product loop takes four k at a time, and asks for what lies ahead every eight.
+const DEPTHS: [usize; 6] = [0, 1, 3, 5, 13, 29];
 
 /// How many [`strides`] there are.
 const WAYS: usize = 7;
@@ -258,7 +258,7 @@ pub fn every_tile<E: Element, S: Simd<E>>(s: S, multiply_add: impl Fn(E, E, E) -
             let first = (13 * rows + 29 * vectors) % step;
             for (begin, joins) in cases.skip(first).step_by(step) {
                 let walk = |(term, &join): (usize, &Join)| {
-                    let depth = DEPTHS[(turn / WAYS + 2 * term) % 5];
+                    let depth = DEPTHS[(turn / WAYS + 2 * term) % DEPTHS.len()];
                     let (row_stride, depth_stride, panel_stride) =
                         strides(turn + term, depth, rows, width);
                     Walk {
@@ -384,7 +384,7 @@ pub fn every_gate_product<E: Element, S: Simd<E>>(
         .into_iter()
         .enumerate()
         {
-            let depth = DEPTHS[(turn + gates) % 5];
+            let depth = DEPTHS[(turn + gates) % DEPTHS.len()];
             gate_products_of(s, [gates, depth, columns], multiply_add);
         }
         gate_products_of(s, [gates, 0, l + 1], multiply_add);

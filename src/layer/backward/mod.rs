@@ -29,6 +29,7 @@ mod step;
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::gemm::pack::Turns;
 use crate::gemm::relay::RelayEnd;
 use crate::gemm::view::{Field, Table};
 use crate::layer::config::CellKind;
@@ -123,8 +124,8 @@ pub struct BackwardShare<'a, E> {
 pub struct BackwardSpace<E> {
     /// [rows, panel width] dpre U, summed over the gates so far; `[H]` of one row.
     sums: Buffer<E>,
-    /// Whether the last step took panels from the last to the first, as every other one does where they are far.
-    descending: bool,
+    /// Which way the step at hand takes panels.
+    turns: Turns,
 }
 
 impl<E: Element> BackwardSpace<E> {
@@ -135,7 +136,7 @@ impl<E: Element> BackwardSpace<E> {
         let row = hidden.next_multiple_of(lanes.lanes);
         Ok(Self {
             sums: Buffer::stale(panel.max(row), what)?,
-            descending: false,
+            turns: Turns::default(),
         })
     }
 }

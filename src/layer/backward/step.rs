@@ -7,7 +7,7 @@ use super::results::{CellsBack, PRE, Results};
 use crate::cell::{Cell, MAX_SLOTS};
 use crate::error::Result;
 use crate::gemm::kernel::{Begin, Joint, Product, Rows, Term, multiply};
-use crate::gemm::pack::{Panels, following, groups};
+use crate::gemm::pack::{Panels, Turns, following, groups};
 use crate::gemm::relay::RelayEnd;
 use crate::gemm::row::{GateProduct, multiply_row};
 use crate::layer::config::with_cell;
@@ -45,7 +45,7 @@ impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
             weights: share.weights,
             units: share.units.clone(),
             sums: &mut share.space.sums,
-            descending: &mut share.space.descending,
+            turns: &mut share.space.turns,
             results: Results::new::<C>(
                 schedule,
                 &own,
@@ -80,7 +80,7 @@ struct Step<'s, 'r, E, C> {
     weights: &'s BackwardWeights<E>,
     units: Range<usize>,
     sums: &'s mut [E],
-    descending: &'s mut bool,
+    turns: &'s mut Turns,
     results: Results<'s, E>,
     relay: &'s mut Option<RelayEnd<'r, E>>,
     meter: &'s Meter<'s>,
@@ -90,8 +90,7 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
     /// The mirror of a forward step.
     #[inline(always)]
     fn run<S: Simd<E>>(&mut self, s: S) -> Result<()> {
-        // Back and forth: what was read last is read first.
-        *self.descending = !*self.descending && self.weights.recurrent.are_far();
+        self.turns.turn(self.weights.recurrent.are_far());
         self.cells(s);
         self.turn()?;
         if !C::CANDIDATE.is_empty() {
@@ -99,12 +98,6 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
             self.turn()?;
         }
         self.stage(s, C::RECURRENT)
-    }
-
-    /// Whether this step takes panels from the last to the first.
-    #[inline(always)]
-    fn descends<S: Simd<E>>(&self) -> bool {
-        S::FOR_SPEED && *self.descending
     }
 
     /// dpre is complete once every worker of these rows has been here.
@@ -149,7 +142,7 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
             self.row(s, (panels, range), slots);
             return self.meter.spend(work * self.units.len());
         }
-        let descending = self.descends::<S>();
+        let descending = self.turns.descending(s);
         for panel in groups(range.clone(), 1, descending).flatten() {
             let next = following(panel, &range, descending);
             self.panel(s, (panels, panel, next), slots.clone());
@@ -200,7 +193,7 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
                 term.a.values = &pre[gate * hidden..];
                 term.panel = &weights[gate * gate_len..];
                 if panels.are_far() {
-                    let (panel, gate) = match gate + gates.len() {
+                    let (panel, gate) = match gate + at_once {
                         gate if gate < slots.len() => (Some(panel), gate),
                         gate => (next, gate - slots.len()),
                     };
@@ -249,7 +242,7 @@ impl<E: Element, C: Cell> Step<'_, '_, E, C> {
                 a: &pre[slots.start * self.results.hidden..],
                 panels,
                 range,
-                descending: *self.descending,
+                descending: self.turns.descending(s),
                 sums: self.sums,
             },
         );

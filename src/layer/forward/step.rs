@@ -7,7 +7,7 @@ use super::results::{FinishRows, InRow, Mask, Results, finish, load_slots};
 use crate::cell::{Cell, MAX_SLOTS, Slots};
 use crate::error::Result;
 use crate::gemm::kernel::{Begin, Joint, Product, Rows, Term, multiply};
-use crate::gemm::pack::{Panels, following, groups};
+use crate::gemm::pack::{Panels, Turns, following, groups};
 use crate::gemm::relay::RelayEnd;
 use crate::gemm::row::add_panels;
 use crate::gemm::strips::Line;
@@ -102,7 +102,7 @@ pub(super) struct Step<'s, E, C> {
     pub(super) hidden: usize,
     pub(super) sums: &'s mut [E],
     pub(super) pending: &'s mut [E],
-    pub(super) descending: &'s mut bool,
+    pub(super) turns: &'s mut Turns,
     pub(super) results: Results<'s, E>,
     pub(super) meter: &'s Meter<'s>,
 }
@@ -158,8 +158,10 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
     ) -> Result<()> {
         let (rows, hidden) = (self.results.strips.rows(), self.hidden);
         let (recurrent, next) = operand.sides(rows);
-        // Back and forth: what was read last is read first.
-        *self.descending = !*self.descending && self.weights.recurrent.are_far();
+        // W is not read where W x was computed ahead.
+        let input_is_far = matches!(input, Input::Rows(_)) && self.weights.input.are_far();
+        self.turns
+            .turn(input_is_far || self.weights.recurrent.are_far());
         if C::CANDIDATE.is_empty() {
             self.pass(
                 s,
@@ -219,7 +221,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             _ => C::SLOTS,
         };
         let work = blocks * slots * S::LANES * (self.features + self.hidden);
-        let descending = self.descends::<S>();
+        let descending = self.turns.descending(s);
         if rows == 1 && !self.weights.is_short() && S::FOR_SPEED {
             let meter = self.meter;
             let (mut single, mut line) = self.single::<S>(stage, 0);
@@ -262,12 +264,6 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             self.meter.spend(rows * work)?;
         }
         Ok(())
-    }
-
-    /// Whether this step takes panels from the last to the first.
-    #[inline(always)]
-    fn descends<S: Simd<E>>(&self) -> bool {
-        S::FOR_SPEED && *self.descending
     }
 
     /// Row `r` by itself, and where it is in every table.
@@ -327,7 +323,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             let width = blocks * C::INPUT * S::LANES;
             let a = rows_from(operands.recurrent, rows.start, self.hidden);
             let mut recurrent = term(joint, &self.weights.recurrent, panel, a, width);
-            recurrent.ahead = self.ahead::<S>(&self.weights.recurrent, panel, &rows);
+            recurrent.ahead = self.ahead(s, &self.weights.recurrent, panel, &rows);
             let nothing = Term {
                 depth: 0,
                 joint: Joint::Add,
@@ -337,7 +333,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
                 Input::Rows(x) => {
                     let a = rows_from(x, rows.start, self.features);
                     let mut input = term(Joint::Add, &self.weights.input, panel, a, width);
-                    input.ahead = self.ahead::<S>(&self.weights.input, panel, &rows);
+                    input.ahead = self.ahead(s, &self.weights.input, panel, &rows);
                     (Begin::Rows(bias, 0), input)
                 }
                 Input::Ahead(chunk, first, total) => {
@@ -393,6 +389,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
     #[inline(always)]
     fn ahead<'p, S: Simd<E>>(
         &self,
+        s: S,
         panels: &'p Panels<E>,
         panel: usize,
         rows: &Range<usize>,
@@ -401,7 +398,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             return &[];
         }
         let Tiling { first, end, .. } = self.tiling;
-        let Some(next) = following(panel, &(first..end), self.descends::<S>()) else {
+        let Some(next) = following(panel, &(first..end), self.turns.descending(s)) else {
             return &[];
         };
         let (len, all) = (panels.panel_len(), self.results.strips.rows());
@@ -427,7 +424,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
             Input::Rows(x) => {
                 let a = rows_from(x, rows.start, self.features);
                 let mut input = term(Joint::Add, &self.weights.input, panel, a, width);
-                input.ahead = self.ahead::<S>(&self.weights.input, panel, rows);
+                input.ahead = self.ahead(s, &self.weights.input, panel, rows);
                 add_product(s, input, (rows.len(), C::INPUT), (self.sums, row_len));
             }
             Input::Ahead(chunk, first, total) => {
@@ -442,7 +439,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         let a = rows_from(operands.recurrent, rows.start, self.hidden);
         let width = fed * S::LANES;
         let mut recurrent = term(Joint::Add, &self.weights.recurrent, panel, a, width);
-        recurrent.ahead = self.ahead::<S>(&self.weights.recurrent, panel, rows);
+        recurrent.ahead = self.ahead(s, &self.weights.recurrent, panel, rows);
         let sums = &mut self.sums[C::RECURRENT.start * S::LANES..];
         add_product(s, recurrent, (rows.len(), fed), (sums, row_len));
     }
@@ -465,7 +462,7 @@ impl<E: Element, C: Cell> Step<'_, E, C> {
         let fed = C::CANDIDATE.len();
         let a = rows_from(operand, rows.start, self.hidden);
         let mut product = term(Joint::Add, weights, panel, a, fed * S::LANES);
-        product.ahead = self.ahead::<S>(weights, panel, rows);
+        product.ahead = self.ahead(s, weights, panel, rows);
         let sums = &mut self.sums[C::CANDIDATE.start * S::LANES..];
         add_product(s, product, (rows.len(), fed), (sums, row_len));
     }

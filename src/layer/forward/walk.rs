@@ -94,7 +94,7 @@ impl<E: Element, C: Cell> Kernel<E> for Walk<'_, '_, E, C> {
                     hidden: share.hidden,
                     sums: &mut share.space.sums,
                     pending: &mut share.space.pending,
-                    descending: &mut share.space.descending,
+                    turns: &mut share.space.turns,
                     results: Results::new::<C>(
                         schedule,
                         &own,
@@ -183,13 +183,17 @@ impl<E: Element, T: Iterator<Item = usize>> Kernel<E> for FillChunk<'_, '_, E, T
             // The slots that x adds to come first, so the first `width` values are theirs.
             let bias = &weights.bias[panel * tiling.bias_len..];
             let a = rows_from(ahead.chunk_input, 0, features);
+            let mut term = term(Joint::Add, &weights.input, panel, a, width);
+            if weights.input.are_far() && panel + 1 < tiling.end {
+                term.ahead = weights.input.ahead(panel + 1, 0..weights.input.panel_len());
+            }
             multiply(
                 s,
                 Product {
                     rows: total,
                     vectors,
                     begin: Begin::Rows(bias, 0),
-                    terms: &[term(Joint::Add, &weights.input, panel, a, width)],
+                    terms: &[term],
                     sums,
                     sums_stride: width,
                 },

@@ -3,6 +3,7 @@
 use super::step::ROWS_AT_ONCE;
 use crate::cell::{MAX_SLOTS, Spec};
 use crate::error::Result;
+use crate::gemm::pack::Turns;
 use crate::layer::weights::{Lanes, blocks_per_panel};
 use crate::memory::{Buffer, product};
 use crate::simd::Element;
@@ -25,8 +26,8 @@ pub struct Workspace<E> {
     pub(super) chunk: Buffer<E>,
     /// [chunk rows, I] x of a chunk of steps.
     pub(super) chunk_input: Buffer<E>,
-    /// Whether the last step took panels from the last to the first, as every other one does where they are far.
-    pub(super) descending: bool,
+    /// Which way the step at hand takes panels.
+    pub(super) turns: Turns,
 }
 
 impl<E: Element> Workspace<E> {
@@ -48,7 +49,7 @@ impl<E: Element> Workspace<E> {
             sums: Buffer::stale(rows.min(ROWS_AT_ONCE) * MAX_SLOTS * lanes.lanes, what)?,
             chunk: Buffer::stale(product(&[chunk, units, spec.input], what)?, what)?,
             chunk_input: Buffer::stale(product(&[chunk, features], what)?, what)?,
-            descending: false,
+            turns: Turns::default(),
         })
     }
 }
