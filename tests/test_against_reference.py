@@ -83,8 +83,8 @@ SIZES = {
     "packed-operands": sizes(T=3, B=66, I=7, H=130),
     # 1200 rows of a panel of 32 doubles pass 256 KB: dx of an LSTM is summed up in two goes.
     "deep-products": sizes(T=2, B=7, I=33, H=300),
-    # More than 128 rows of a panel of AVX-512, or 512 of AVX2, are more than 32 KB: the weight gradients take
-    # several such panels at once, here in more than one go.
+    # More than 128 rows of a panel of AVX-512, or 512 of AVX2, are more than 32 KB: the weight
+    # gradients take several such panels at once, here in more than one go.
     "panels-at-once": sizes(T=3, B=66, I=7, H=530),
     "many-rows": sizes(T=1, B=600, I=7, H=530),
 }

@@ -20,8 +20,9 @@ use crate::parallel::Team;
 use crate::simd::{Element, Kernel, Level, Simd, Vector};
 
 /// Bytes of packed weights that a second-level cache may not keep from one step to the next, beside all else.
-/// Measured for [asking ahead](crate::gemm::kernel::Term::ahead) on an Intel with 2 MB of it, where asking gained 6 % at 1 MB of W and of U and nothing at 768 KB, and on
-/// a Zen 3 with 512 KB of a faster third level, where it gained nothing up to 1 MB, and lost nothing.
+/// Measured for [asking ahead](crate::gemm::kernel::Term::ahead) on an Intel with 2 MB of it, where that gained 6 %
+/// at 1 MB of W and of U and nothing at 768 KB, and on a Zen 3 with 512 KB of it and a faster third level, where
+/// up to 1 MB it neither gained nor lost.
 const FAR: usize = 3 << 18;
 
 /// Vectors of columns in a panel of a plain product: tiles of 6 x 4 or 6 x 2.

@@ -165,8 +165,8 @@ pub trait Simd<E: Element>: Broadcast<E, V: Vector<E>> + Send + Sync + 'static {
     /// Numbers in one vector.
     const LANES: usize = <Self::V as Vector<E>>::LANES;
 
-    /// Whether the level is there for speed. One that is not takes every row through the same loops, for the sake
-    /// of the module's size; Miri, which knows no other level, shall see all of them.
+    /// Whether the level is there for speed. One that is not takes every row through the same loops (pairs of
+    /// bfloat16 apart), for the sake of the module's size; Miri, which knows no other level, shall see all of them.
     const FOR_SPEED: bool = true;
 
     /// Architectural vector registers: what bounds a kernel's register tile.
