@@ -22,8 +22,8 @@ use problem::{
 use rnncore::cell::Update;
 use rnncore::error::Error;
 use rnncore::layer::{
-    BackwardOptions, CellKind, Config, Execution, ForwardOptions, Frozen, Input, Merge, Stack,
-    Storage,
+    BackwardOptions, CellKind, Config, Execution, ForwardOptions, Frozen, Input, Merge, Output,
+    Stack, Storage,
 };
 use rnncore::memory::Buffer;
 use rnncore::parallel::{Team, Watch};
@@ -461,19 +461,22 @@ fn pieces_and_steps_do_not_change_bits<E: Element>(cell: CellKind) {
             let (y, state) = in_pieces::<E>(&problem, level);
             assert_same_bits(&y, &whole.y, &context);
             assert_states(&state, &whole.state, &context);
-            steps_and_runs_have_the_bits_of_calls::<E>(&problem, level);
+            steps_and_runs_have_the_bits_of(&whole, &problem, level, &context);
         }
     }
 }
 
-fn steps_and_runs_have_the_bits_of_calls<E: Element>(problem: &Problem, level: Level) {
-    let context = format!("{:?}, {level:?}", problem.config);
-    let setup = Setup::plain(level);
-    let whole = forward::<E>(problem, setup, Watch::unattended(), false).expect("forward");
+/// A frozen layer's steps and runs, beside a call of the whole.
+fn steps_and_runs_have_the_bits_of<E: Element>(
+    whole: &Output<E>,
+    problem: &Problem,
+    level: Level,
+    context: &str,
+) {
     for run in [frozen_steps, frozen_run::<E>] {
         let (y, state) = run(problem, level, Storage::Own);
-        assert_same_bits(&y, &whole.y, &context);
-        assert_states(&state, &whole.state, &context);
+        assert_same_bits(&y, &whole.y, context);
+        assert_states(&state, &whole.state, context);
     }
 }
 
@@ -823,7 +826,15 @@ fn agrees_beyond_the_caches<E: Element>() {
                 &format!("{case:?}, {setup:?}"),
             );
             if merge.is_none() {
-                steps_and_runs_have_the_bits_of_calls::<E>(&problem, level);
+                let plain = Setup::plain(level);
+                let whole = forward::<E>(&problem, plain, Watch::unattended(), false);
+                let context = format!("{case:?}, {level:?}");
+                steps_and_runs_have_the_bits_of(
+                    &whole.expect("forward"),
+                    &problem,
+                    level,
+                    &context,
+                );
             }
         }
     }
