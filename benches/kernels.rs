@@ -1,5 +1,5 @@
-//! How fast the parts are, and the whole: the processor's peak, register tiles, activations, the cells'
-//! equations, layers, streaming steps.
+//! How fast the parts are, and the whole: the processor's peak, register tiles, products of weights that come from
+//! afar, activations, the cells' equations, layers, streaming steps.
 //!
 //! ```text
 //! cargo bench --bench kernels                    everything
@@ -48,6 +48,7 @@ fn main() {
         .configure_from_args();
     peak(&mut criterion);
     tiles(&mut criterion);
+    far_panels(&mut criterion);
     row_kernels(&mut criterion);
     activations(&mut criterion);
     cells(&mut criterion);
@@ -151,13 +152,14 @@ impl Kernel<f32> for Tiles<'_> {
     }
 }
 
-/// a [rows, DEPTH] times panels [DEPTH, width].
-fn expected_product(a: &[f32], panel: &[f32], width: usize) -> Vec<f64> {
-    let mut sums = vec![0.0; a.len() / DEPTH * width];
+/// a [rows, depth] times a panel [depth, columns].
+fn expected_product(a: &[f32], panel: &[f32], depth: usize) -> Vec<f64> {
+    let (rows, width) = (a.len() / depth, panel.len() / depth);
+    let mut sums = vec![0.0; rows * width];
     for (k, sum) in sums.iter_mut().enumerate() {
         let (row, column) = (k / width, k % width);
-        *sum = (0..DEPTH)
-            .map(|k| f64::from(a[row * DEPTH + k]) * f64::from(panel[k * width + column]))
+        *sum = (0..depth)
+            .map(|k| f64::from(a[row * depth + k]) * f64::from(panel[k * width + column]))
             .sum();
     }
     sums
@@ -189,7 +191,7 @@ fn tiles(criterion: &mut Criterion) {
             run(&mut sums, 1);
             assert_near(
                 &sums,
-                &expected_product(&a, &panel, width),
+                &expected_product(&a, &panel, DEPTH),
                 1e-5,
                 level.name(),
             );
@@ -202,6 +204,88 @@ fn tiles(criterion: &mut Criterion) {
                     bencher.iter(|| run(black_box(&mut sums), CALLS));
                 },
             );
+        }
+    }
+}
+
+/// k of a panel that comes from afar.
+const FAR_DEPTH: usize = 512;
+/// Bytes of all such panels: more than a second-level cache holds, and less than most third-level ones.
+const FAR: usize = 8 << 20;
+
+/// A step of some rows through far panels of four vectors, as an LSTM takes it.
+struct FarPanels<'a> {
+    a: &'a [f32],
+    panels: &'a [f32],
+    sums: &'a mut [f32],
+    /// Whether tiles ask for the next panel.
+    asking: bool,
+}
+
+impl Kernel<f32> for FarPanels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<f32>>(self, s: S) {
+        let width = MAX_VECTORS * S::LANES;
+        let mut panels = self.panels.chunks_exact(FAR_DEPTH * width).peekable();
+        while let Some(panel) = panels.next() {
+            let ahead = if self.asking { panels.peek() } else { None };
+            let term = Term {
+                joint: Joint::Add,
+                depth: FAR_DEPTH,
+                a: Rows {
+                    values: self.a,
+                    row_stride: FAR_DEPTH,
+                    depth_stride: 1,
+                },
+                panel,
+                panel_stride: width as isize,
+                ahead: ahead.copied().unwrap_or_default(),
+            };
+            let product = Product {
+                rows: self.a.len() / FAR_DEPTH,
+                vectors: MAX_VECTORS,
+                begin: Begin::Zero,
+                terms: &[term],
+                sums: self.sums,
+                sums_stride: width,
+            };
+            multiply(s, product);
+        }
+    }
+}
+
+fn far_panels(criterion: &mut Criterion) {
+    let panels = numbers(FAR / size_of::<f32>());
+    for level in levels() {
+        let width = MAX_VECTORS * f32::dispatch(level, Ask).0;
+        let mut group = criterion.benchmark_group(format!("far/{}", level.name()));
+        for rows in [16, 48, 128] {
+            let (a, mut sums) = (numbers(rows * FAR_DEPTH), vec![0.0; rows * width]);
+            let last = &panels[panels.len() - FAR_DEPTH * width..];
+            let expected = expected_product(&a, last, FAR_DEPTH);
+            group.throughput(Throughput::Elements((2 * rows * panels.len()) as u64));
+            for (name, asking) in [("asking", true), ("silent", false)] {
+                let run = |sums: &mut [f32]| {
+                    let (a, panels) = (&a, &panels);
+                    f32::dispatch(
+                        level,
+                        FarPanels {
+                            a,
+                            panels,
+                            sums,
+                            asking,
+                        },
+                    );
+                };
+                run(&mut sums);
+                // The last panel's.
+                assert_near(&sums, &expected, 1e-5, level.name());
+                group.bench_function(format!("{rows} rows/{name}"), |bencher| {
+                    bencher.iter(|| run(black_box(&mut sums)));
+                });
+            }
         }
     }
 }
@@ -265,7 +349,7 @@ fn panel_row<const Q: usize, const P: usize>(
         );
     };
     run(&mut sums, 1);
-    let one = |panel| expected_product(&a, panel, width);
+    let one = |panel| expected_product(&a, panel, DEPTH);
     let expected: Vec<f64> = panels.chunks(DEPTH * width).flat_map(one).collect();
     assert_near(&sums, &expected, 1e-5, level.name());
     group.throughput(Throughput::Elements((2 * CALLS * Q * DEPTH * width) as u64));
@@ -420,8 +504,9 @@ fn activations(criterion: &mut Criterion) {
 
 // ---- Cells ---------------------------------------------------------------------------------------
 
-/// Units of a cell whose equations are timed.
-const UNITS: usize = 1024;
+/// Units of a cell whose equations are timed. Not a power of two: a dozen values of a unit would lie in lines that a
+/// first-level cache keeps eight of at most.
+const UNITS: usize = 1008;
 
 /// [MAX_SLOTS, UNITS] slots, and [UNITS] h and c.
 struct Values<E> {
