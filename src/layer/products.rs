@@ -76,12 +76,15 @@ impl Extent {
     /// Columns of dpre that are packed side by side: whole vectors, and whole tiles of every usual height; or
     /// those of a single tile, which then come to the nearest cache from front to back, where there are enough
     /// panels of the right operand to pay for the packing. (From I + H = 512 on training was 0 to 3 % faster on a
-    /// Zen 4 with AVX2, these products 8 to 13 % on an Intel with AVX-512; at 192 neither. An operand of one vector
-    /// then has tiles of half the height that it could have; beside H of 500 it is little.)
+    /// Zen 4 with AVX2, in float64 3 to 7 on a Zen 3, these products 8 to 13 % on an Intel with AVX-512; at 192
+    /// neither. An operand of one vector then has tiles of half the height that it could have; beside H of 500 it is
+    /// little.)
     #[inline(always)]
     fn block_columns<E: Element, S: Simd<E>>(self) -> usize {
         const ENOUGH: usize = 512;
-        let alone = S::LANES >= 8 && self.features + self.hidden >= ENOUGH;
+        /// Bytes of the vectors that were measured.
+        const WIDE: usize = 32;
+        let alone = size_of::<S::V>() >= WIDE && self.features + self.hidden >= ENOUGH;
         if alone {
             max_rows(S::REGISTERS, columns_per_panel(S::REGISTERS))
         } else {
@@ -137,12 +140,19 @@ impl<E: Element> ProductSpace<E> {
     const IN_L1: usize = (32 << 10) / size_of::<E>();
     /// Values of several panels that should stay in L2.
     const IN_L2: usize = PANEL_BYTES / size_of::<E>();
+    /// Values of dpre that may stay in L2 from one panel to the next.
+    const LEFT_IN_L2: usize = (512 << 10) / size_of::<E>();
 
-    /// How many panels of so many values a block of dpre meets before the next block does. A panel that L1 holds
-    /// stays there while all blocks pass; others come from L2 for every tile in any case, and it is dpre that
-    /// should not come from further away for each.
+    /// Whether a block of dpre, of which so much is packed, meets several panels of so many values before the next
+    /// block does. A panel that L1 holds stays there while all blocks pass, and pays as long as L2 holds these.
+    /// Others come from L2 for every tile in any case. It is dpre that should not come from further away for each.
+    fn meets_several(packed: usize, panel: usize) -> bool {
+        panel > Self::IN_L1 || packed > Self::LEFT_IN_L2
+    }
+
+    /// How many panels of so many values that is.
     fn panels_a_block(&self, panel: usize) -> usize {
-        if panel > Self::IN_L1 {
+        if Self::meets_several(self.left.len(), panel) {
             (self.right.len() / panel).max(1)
         } else {
             1
@@ -161,7 +171,7 @@ impl<E: Element> ProductSpace<E> {
             product(&[rows, m], what)?
         };
         let mut right = product(&[rows, width], what)?;
-        if right > Self::IN_L1 {
+        if Self::meets_several(packed, right) {
             let panels = extent.features.max(extent.hidden).div_ceil(width);
             right = right.max(Self::IN_L2.min(right.saturating_mul(panels)));
         }
