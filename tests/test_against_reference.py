@@ -87,6 +87,9 @@ SIZES = {
     # gradients take several such panels at once, here in more than one go.
     "panels-at-once": sizes(T=3, B=66, I=7, H=530),
     "many-rows": sizes(T=1, B=600, I=7, H=530),
+    # Two chunks of steps, the second of half the rows. More than 512 KB of the gates' gradients
+    # take several panels at once even where one is small.
+    "chunks-of-panels": sizes(T=3, B=127, I=7, H=530),
 }
 
 #: With at least two rows one can be shorter.

@@ -76,13 +76,13 @@ impl Extent {
     /// Columns of dpre that are packed side by side: whole vectors, and whole tiles of every usual height; or
     /// those of a single tile, which then come to the nearest cache from front to back, where there are enough
     /// panels of the right operand to pay for the packing. (From I + H = 512 on training was 0 to 3 % faster on a
-    /// Zen 4 with AVX2, in float64 3 to 7 on a Zen 3, these products 8 to 13 % on an Intel with AVX-512; at 192
-    /// neither. An operand of one vector then has tiles of half the height that it could have; beside H of 500 it is
+    /// Zen 4 with AVX2, in float64 1 to 5 on a Zen 3, these products 8 to 13 % on an Intel with AVX-512; at 192
+    /// neither. An operand of one vector then has lower tiles than it could have; beside H of 500 it is
     /// little.)
     #[inline(always)]
     fn block_columns<E: Element, S: Simd<E>>(self) -> usize {
         const ENOUGH: usize = 512;
-        /// Bytes of the vectors that were measured.
+        /// Bytes of the shortest vectors that this was measured with.
         const WIDE: usize = 32;
         let alone = size_of::<S::V>() >= WIDE && self.features + self.hidden >= ENOUGH;
         if alone {
@@ -140,19 +140,22 @@ impl<E: Element> ProductSpace<E> {
     const IN_L1: usize = (32 << 10) / size_of::<E>();
     /// Values of several panels that should stay in L2.
     const IN_L2: usize = PANEL_BYTES / size_of::<E>();
-    /// Values of dpre that may stay in L2 from one panel to the next.
+    /// Values of dpre that L2 may keep from one panel to the next. Measured on a Zen 3, whose L2 has these 512 KB; for
+    /// larger ones a guess.
     const LEFT_IN_L2: usize = (512 << 10) / size_of::<E>();
 
-    /// Whether a block of dpre, of which so much is packed, meets several panels of so many values before the next
-    /// block does. A panel that L1 holds stays there while all blocks pass, and pays as long as L2 holds these.
-    /// Others come from L2 for every tile in any case. It is dpre that should not come from further away for each.
+    /// Whether a block of dpre meets several panels before the next block does, where so many values of dpre are
+    /// packed, and so many are a panel. A panel that L1 holds meets all blocks while it is there, which is best as
+    /// long as L2 keeps the blocks until the next panel. Otherwise dpre should not come from afar for each panel; one
+    /// that L1 does not hold comes from L2 for every tile in any case.
     fn meets_several(packed: usize, panel: usize) -> bool {
         panel > Self::IN_L1 || packed > Self::LEFT_IN_L2
     }
 
-    /// How many panels of so many values that is.
-    fn panels_a_block(&self, panel: usize) -> usize {
-        if Self::meets_several(self.left.len(), panel) {
+    /// How many panels, of so many values each, a block of dpre meets before the next block does, where so many
+    /// values of dpre are packed.
+    fn panels_a_block(&self, packed: usize, panel: usize) -> usize {
+        if Self::meets_several(packed, panel) {
             (self.right.len() / panel).max(1)
         } else {
             1
@@ -340,7 +343,7 @@ impl<E: Element> ProductShare<'_, E> {
     /// dW or dU, or some rows of it:
     ///
     /// ```text
-    /// for group of panels of `right`       one that stays in L1, or as many as stay in L2
+    /// for group of panels of `right`       one that stays in L1, or as many as stay in L2: see `meets_several`
     ///   for block of columns of dpre       rows of `out`
     ///     for panel in group
     ///       for tile in block
@@ -368,7 +371,8 @@ impl<E: Element> ProductShare<'_, E> {
             self.pack_left(s, &pre);
         }
         let sign = if self.chunk.ascending { 1 } else { -1 };
-        let at_once = self.space.panels_a_block(rows * per_panel);
+        let packed = if direct { 0 } else { rows * m };
+        let at_once = self.space.panels_a_block(packed, rows * per_panel);
         for begin in (0..n).step_by(at_once * per_panel) {
             let group = begin..n.min(begin + at_once * per_panel);
             let panels = || group.clone().step_by(per_panel).enumerate();
