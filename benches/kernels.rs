@@ -111,9 +111,41 @@ const DEPTH: usize = 128;
 /// Products in a timed call, so that entering the level does not count.
 const CALLS: usize = 64;
 
-/// The largest tile of a level with panels of `vectors`, over and over.
+/// `sums` [rows, columns] = a [rows, depth] times a packed panel [depth, columns], while tiles ask for what is `ahead`.
+#[inline(always)]
+fn multiply_panel<S: Simd<f32>>(
+    s: S,
+    depth: usize,
+    a: &[f32],
+    (panel, ahead): (&[f32], &[f32]),
+    sums: &mut [f32],
+) {
+    let width = panel.len() / depth;
+    let term = Term {
+        joint: Joint::Add,
+        depth,
+        a: Rows {
+            values: a,
+            row_stride: depth,
+            depth_stride: 1,
+        },
+        panel,
+        panel_stride: width as isize,
+        ahead,
+    };
+    let product = Product {
+        rows: a.len() / depth,
+        vectors: width / S::LANES,
+        begin: Begin::Zero,
+        terms: &[term],
+        sums,
+        sums_stride: width,
+    };
+    multiply(s, product);
+}
+
+/// One tile, over and over.
 struct Tiles<'a> {
-    vectors: usize,
     a: &'a [f32],
     panel: &'a [f32],
     sums: &'a mut [f32],
@@ -125,29 +157,8 @@ impl Kernel<f32> for Tiles<'_> {
 
     #[inline(always)]
     fn run<S: Simd<f32>>(self, s: S) {
-        let width = self.vectors * S::LANES;
         for _ in 0..self.calls {
-            let term = Term {
-                joint: Joint::Add,
-                depth: DEPTH,
-                a: Rows {
-                    values: self.a,
-                    row_stride: DEPTH,
-                    depth_stride: 1,
-                },
-                panel: self.panel,
-                panel_stride: width as isize,
-                ahead: &[],
-            };
-            let product = Product {
-                rows: max_rows(S::REGISTERS, self.vectors),
-                vectors: self.vectors,
-                begin: Begin::Zero,
-                terms: &[term],
-                sums: self.sums,
-                sums_stride: width,
-            };
-            multiply(s, product);
+            multiply_panel(s, DEPTH, self.a, (self.panel, &[]), self.sums);
         }
     }
 }
@@ -180,7 +191,6 @@ fn tiles(criterion: &mut Criterion) {
                 f32::dispatch(
                     level,
                     Tiles {
-                        vectors,
                         a: &a,
                         panel: &panel,
                         sums,
@@ -231,27 +241,8 @@ impl Kernel<f32> for FarPanels<'_> {
         let mut panels = self.panels.chunks_exact(FAR_DEPTH * width).peekable();
         while let Some(panel) = panels.next() {
             let ahead = if self.asking { panels.peek() } else { None };
-            let term = Term {
-                joint: Joint::Add,
-                depth: FAR_DEPTH,
-                a: Rows {
-                    values: self.a,
-                    row_stride: FAR_DEPTH,
-                    depth_stride: 1,
-                },
-                panel,
-                panel_stride: width as isize,
-                ahead: ahead.copied().unwrap_or_default(),
-            };
-            let product = Product {
-                rows: self.a.len() / FAR_DEPTH,
-                vectors: MAX_VECTORS,
-                begin: Begin::Zero,
-                terms: &[term],
-                sums: self.sums,
-                sums_stride: width,
-            };
-            multiply(s, product);
+            let ahead = ahead.copied().unwrap_or_default();
+            multiply_panel(s, FAR_DEPTH, self.a, (panel, ahead), self.sums);
         }
     }
 }

@@ -76,9 +76,8 @@ impl Extent {
     /// Columns of dpre that are packed side by side: whole vectors, and whole tiles of every usual height; or
     /// those of a single tile, which then come to the nearest cache from front to back, where there are enough
     /// panels of the right operand to pay for the packing. (From I + H = 512 on training was 0 to 3 % faster on a
-    /// Zen 4 with AVX2, in float64 1 to 5 on a Zen 3, these products 8 to 13 % on an Intel with AVX-512; at 192
-    /// neither. An operand of one vector then has lower tiles than it could have; beside H of 500 it is
-    /// little.)
+    /// Zen 4 with AVX2, in float64 0 to 5 on a Zen 3, these products 8 to 13 % on an Intel with AVX-512; at 192
+    /// neither. An operand of one vector then has lower tiles than it could have; beside H of 500 it is little.)
     #[inline(always)]
     fn block_columns<E: Element, S: Simd<E>>(self) -> usize {
         const ENOUGH: usize = 512;
